@@ -310,15 +310,16 @@ static bool can_heal(const struct job *j)
 
 static void degrade(struct job *j)
 {
-    for (size_t i = 0; i < j->nlayers; i++)
-        if (j->layers[i].state == LAYER_LOST) {
-            struct topo_node *n = layer_node(j, &j->layers[i]);
-            job_move(j, JOB_DEGRADED, reachable(n) ? "LAYER_LOST" : "NODE_LOST", NULL,
-                     "layer %s is no longer on %s: %s", j->layers[i].id, j->layers[i].device,
-                     reachable(n) ? "it is loaded again"
-                                  : "its node is lost; it is loaded again when the node is back");
-            return;
-        }
+    for (size_t i = 0; i < j->nlayers; i++) {
+        struct job_layer *l = &j->layers[i];
+        bool here = reachable(layer_node(j, l));
+        if (l->state != LAYER_LOST && !(l->state == LAYER_PLANNED && !here))
+            continue;
+        job_move(j, JOB_DEGRADED, here ? "LAYER_LOST" : "NODE_LOST", NULL, "layer %s is not on %s: %s", l->id,
+                 l->device,
+                 here ? "it is loaded again" : "its node is lost; it is loaded when the node is back");
+        return;
+    }
 }
 
 void job_pump(struct job *j)
@@ -363,11 +364,12 @@ void jobs_node_lost(struct jobs *js, struct topo_node *n)
         for (size_t i = 0; i < j->nlayers; i++) {
             struct job_layer *l = &j->layers[i];
             size_t len = strlen(n->name);
+            if (strncmp(l->device, n->name, len) || l->device[len] != '/')
+                continue;
+            hit = true;
             /* A load in flight ends by its own call failing. */
-            if (l->state == LAYER_VERIFIED && !strncmp(l->device, n->name, len) && l->device[len] == '/') {
+            if (l->state == LAYER_VERIFIED)
                 l->state = LAYER_LOST;
-                hit = true;
-            }
         }
         if (hit) {
             j->want_degrade = true;
