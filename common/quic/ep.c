@@ -67,7 +67,6 @@ int quic_ep_new(struct quic_ep **out, const struct quic_ep_cfg *cfg, struct err 
     ep->link = cfg->link;
     ep->link_arg = cfg->link_arg;
     ep->local = cfg->local;
-    ep->timer_at = UINT64_MAX;
     ep->id_base = (rng_u64(ep->rng) >> 40)
                   << 32; /* endpoints of one process do not share connection numbers */
     TAILQ_INIT(&ep->conns);
@@ -134,7 +133,7 @@ uint64_t quic_ep_now(struct quic_ep *ep)
         uint64_t now = clock_ns(ep->clock);
         if (now > ep->now_ns)
             ep->now_ns = now;
-        ep->batch = ep->in_turn; /* outside of a turn nothing ends the batch: only input and turns set it */
+        ep->batch = ep->in_turn; /* outside of a turn nothing would end a batch, input apart */
     }
     return ep->now_ns;
 }
@@ -386,9 +385,6 @@ static void arm_link(struct quic_ep *ep)
         at = t->key;
     if ((t = heap_top(&ep->stub_timers)) && t->key < at)
         at = t->key;
-    if (at == ep->timer_at && at > ep->now_ns)
-        return;
-    ep->timer_at = at;
     ep->link->set_timer(ep->link_arg, at);
 }
 

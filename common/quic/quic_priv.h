@@ -175,7 +175,6 @@ struct quic_ep {
     unsigned handshakes;
     uint64_t id_base, id_next;
     struct heap timers, stub_timers;
-    uint64_t timer_at;
     uint64_t now_ns;
     bool batch; /* now_ns is fresh: packets of one batch share it */
     bool in_turn;

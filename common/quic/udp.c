@@ -28,6 +28,7 @@ struct quic_udp {
     struct event *rd, *wr, *timer, *kick;
     struct quic_ep *ep;
     const struct clock *clock;
+    uint64_t timer_at;
     struct quic_addr local;
     uint8_t *rx;
 };
@@ -225,6 +226,9 @@ static void link_set_timer(void *arg, uint64_t at_ns)
         evtimer_del(u->timer);
         return;
     }
+    if (at_ns == u->timer_at && evtimer_pending(u->timer, NULL))
+        return;
+    u->timer_at = at_ns;
     uint64_t now = clock_ns(u->clock);
     uint64_t us = at_ns > now ? (at_ns - now + 999) / 1000 : 0; /* up: an early timer would only fire again */
     struct timeval tv = {.tv_sec = (time_t)(us / 1000000), .tv_usec = (suseconds_t)(us % 1000000)};
