@@ -51,7 +51,7 @@ static void start(struct world *w, const char *bind_s, const char *bind_c, bool 
     w->log = (struct log){.fd = -1, .clock = clock_system()};
     w->base = event_base_new();
     w->deadline = evtimer_new(w->base, too_late, w);
-    evtimer_add(w->deadline, &(struct timeval){60, 0});
+    evtimer_add(w->deadline, &(struct timeval){.tv_sec = 60});
     pki_open(&w->pki);
     w->coord = pki_ctx(&w->pki, TLS_COORDINATOR, NULL);
     w->node = pki_ctx(&w->pki, TLS_NODE, "dione");
