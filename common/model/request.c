@@ -87,7 +87,7 @@ static int read_pins(const struct jread *j, const json_t *root, const struct mod
 static int read_group(const struct jread *j, const json_t *list, size_t i, const struct model *m,
                       struct request_group *g, size_t *mark)
 {
-    char path[48];
+    char path[64];
     snprintf(path, sizeof path, "together[%zu]", i);
     if (!json_is_array(list))
         return jread_fail(j, path, NULL, "must be a list of layers");
