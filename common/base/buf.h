@@ -25,7 +25,8 @@ void buf_consume(struct buf *b, size_t n);
 /* Always NUL-terminated view (not counted in len); "" on an empty buffer. */
 const char *buf_cstr(struct buf *b);
 
-/* QUIC variable-length integers (RFC 9000 §16). Encode returns 1, 2, 4 or 8; decode returns bytes used, 0 = more needed. */
+/* QUIC variable-length integers (RFC 9000 §16). Encode returns 1, 2, 4 or 8; decode returns bytes used, 0 =
+ * more needed. */
 size_t varint_encode(uint8_t out[8], uint64_t v);
 size_t varint_decode(const uint8_t *p, size_t n, uint64_t *v);
 

@@ -1,6 +1,7 @@
 /*
- * Time and randomness as inputs. Daemons use clock_system() and rng_system(); simulations and tests give their
- * own. Monotonic time is nanoseconds from an arbitrary origin; wall time is microseconds since the epoch, UTC.
+ * Time and randomness as inputs. Daemons use clock_system() and rng_system(); simulations and tests give
+ * their own. Monotonic time is nanoseconds from an arbitrary origin; wall time is microseconds since the
+ * epoch, UTC.
  */
 #ifndef STRATA_BASE_CLOCK_H
 #define STRATA_BASE_CLOCK_H

@@ -8,9 +8,9 @@
 #include "common/base/status.h"
 
 struct err {
-    int code;         /* enum status */
-    char reason[40];  /* such as "NO_POLICY"; empty when the code says it all */
-    char text[600];   /* one sentence, no newline */
+    int code;        /* enum status */
+    char reason[40]; /* such as "NO_POLICY"; empty when the code says it all */
+    char text[600];  /* one sentence, no newline */
 };
 
 /* Fills *e (may be NULL) and returns code, so that `return err_set(e, ST_EIO, …)` reads well. */

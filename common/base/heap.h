@@ -20,9 +20,9 @@ struct heap {
 };
 
 void heap_fini(struct heap *h);
-int heap_add(struct heap *h, struct heap_node *x) ST_CHECK; /* x must not be in a heap */
-void heap_del(struct heap *h, struct heap_node *x);         /* fine if x is in none */
+int heap_add(struct heap *h, struct heap_node *x) ST_CHECK;               /* x must not be in a heap */
+void heap_del(struct heap *h, struct heap_node *x);                       /* fine if x is in none */
 int heap_set(struct heap *h, struct heap_node *x, uint64_t key) ST_CHECK; /* adds or moves */
-struct heap_node *heap_top(const struct heap *h);           /* NULL when empty */
+struct heap_node *heap_top(const struct heap *h);                         /* NULL when empty */
 
 #endif

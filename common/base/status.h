@@ -1,6 +1,7 @@
 /*
  * Status codes. Every fallible function of strata returns 0 (ST_OK) or one of these negative values; foreign
- * codes (errno, SQLite, OpenSSL, ngtcp2, Vulkan, CUDA) are translated at the edge of the room that meets them.
+ * codes (errno, SQLite, OpenSSL, ngtcp2, Vulkan, CUDA) are translated at the edge of the room that meets
+ * them.
  */
 #ifndef STRATA_BASE_STATUS_H
 #define STRATA_BASE_STATUS_H
