@@ -63,8 +63,8 @@ const char *event_result_name(int result);
 int event_severity_parse(const char *word, int *out); /* ST_EINVAL */
 int event_result_parse(const char *word, int *out);
 
-/* An event of this type with its usual severity (a denial is at least a warning, a failure at least an error
- * of mutations: a warning) and everything else empty. */
+/* An event of this type with its usual severity, raised to a warning when it failed or was denied; the rest
+ * empty. */
 struct audit_event event_make(int type, int result, int64_t time_us);
 
 /* The class this very event has: every denial is must; debug of a keep type is shed, info of a shed type is
