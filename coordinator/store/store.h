@@ -135,7 +135,7 @@ void store_txn_request_put(struct store_txn *t, const struct store_request *r); 
 void store_txn_requests_expire(struct store_txn *t, int64_t before_us);
 void store_txn_meta_put(struct store_txn *t, const char *key, const char *value);
 /* The node's spool was taken up to seq; ST_ECONFLICT unless that is beyond what was taken before, so a batch
- * that arrives twice is written once. The node's row must exist (ST_ENOENT). */
+ * that arrives twice is written once; also when the node is unknown. */
 void store_txn_spool(struct store_txn *t, const char *node, uint64_t seq);
 void store_txn_event(struct store_txn *t, const struct audit_event *e);
 
