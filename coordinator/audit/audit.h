@@ -45,8 +45,8 @@ struct audit_config {
  * drained and its sequence made to fit; NULL = ring only. Errors as store_open's. */
 int audit_open(struct audit **out, const struct audit_config *cfg, struct store *store,
                struct err *e) ST_CHECK;
-/* Flushes, joins, closes. After store_close's last commit nothing is lost if this comes first or last: what
- * is not drained stays in the outbox. Close audit before the store. NULL is fine. */
+/* Writes what was emitted and what lies in the outbox, joins, closes; before the store is closed. Events that
+ * the store commits afterwards stay in the outbox for the next start. NULL is fine. */
 void audit_close(struct audit *a);
 
 /*

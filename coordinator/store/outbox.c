@@ -14,9 +14,10 @@ struct store_outbox {
 
 void store_outbox_notify(struct store *s, void (*fn)(void *arg), void *arg)
 {
-    assert(!s->started);
+    pthread_mutex_lock(&s->lock);
     s->notify = fn;
     s->notify_arg = arg;
+    pthread_mutex_unlock(&s->lock);
 }
 
 int store_outbox_open(struct store_outbox **out, struct store *s, struct err *e)

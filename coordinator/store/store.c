@@ -210,9 +210,9 @@ static void write_group(struct store *s, struct store_txn *list, unsigned n, uin
     if (trim_to)
         s->trimmed = trim_to;
     s->pending -= n;
-    pthread_mutex_unlock(&s->lock);
     if (events && s->notify)
-        s->notify(s->notify_arg);
+        s->notify(s->notify_arg); /* under the lock, so that nobody is called after he took his name off */
+    pthread_mutex_unlock(&s->lock);
 }
 
 static void completed(struct port_item *it)

@@ -160,7 +160,8 @@ void store_stats(struct store *s, struct store_stats *out); /* any thread */
 
 /* ---- the outbox, for the audit room ---- */
 
-/* fn runs on the writer thread after each commit that added outbox rows; set before store_start. */
+/* fn runs on the writer thread, under the store's lock, after each commit that added outbox rows: it may not
+ * call the store. NULL takes it off; after that returns it is not running and never will. Any thread. */
 void store_outbox_notify(struct store *s, void (*fn)(void *arg), void *arg);
 
 struct store_outbox; /* a read-only connection of its own; one thread */

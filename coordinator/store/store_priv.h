@@ -67,11 +67,10 @@ struct store {
     struct port *port;
     pthread_t thread;
     bool started;
-    void (*notify)(void *arg);
-    void *notify_arg;
-
     pthread_mutex_t lock; /* guards everything below */
     pthread_cond_t wake;
+    void (*notify)(void *arg);
+    void *notify_arg;
     struct store_txn *head, **tail;
     unsigned pending; /* queued or being written */
     bool closing;
