@@ -1,5 +1,6 @@
 /* Recomputing the chain from the rows as they stand. One read transaction, so a live writer does not disturb
  * it. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
