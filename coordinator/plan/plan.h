@@ -17,7 +17,7 @@
 
 struct cluster;
 struct model;
-struct plan_request;
+struct request;
 
 enum plan_goal { PLAN_LATENCY, PLAN_THROUGHPUT, PLAN_MEMORY, PLAN_BALANCED };
 enum plan_feasible { PLAN_NO, PLAN_YES, PLAN_UNKNOWN };
@@ -59,12 +59,12 @@ struct plan_stage {
     char **layers; /* in order */
     size_t n_layers;
     double compute_s, transfer_in_s;
-    uint64_t memory_bytes;
+    double memory_bytes;
 };
 struct plan_placement {
     char *layer, *device;
     double latency_s, transfer_s;
-    uint64_t memory_bytes;
+    double memory_bytes;
 };
 struct plan_device {
     char *id, *reason;
@@ -73,7 +73,7 @@ struct plan_device {
 };
 struct plan_move {
     char *layer, *from, *to; /* from NULL = origin */
-    uint64_t bytes;
+    double bytes;
 };
 struct plan_bottleneck {
     bool link;
@@ -82,13 +82,13 @@ struct plan_bottleneck {
 };
 struct plan_shortfall {
     enum plan_shortfall_kind kind;
-    uint64_t bytes; /* missing; 0 where bytes are not what is missing */
+    double bytes; /* missing; 0 where bytes are not what is missing */
     char *where, *hint;
     bool proven_minimum; /* no smaller addition of bytes at that place would do */
 };
 struct plan_stats {
     double seconds; /* 0 without a clock */
-    uint64_t states, memory_bytes;
+    uint64_t states, table_bytes;
 };
 struct plan {
     enum plan_goal goal;
@@ -110,7 +110,7 @@ struct plan {
     struct plan_bottleneck bottleneck;
     struct plan_move *moves;
     size_t n_moves;
-    uint64_t moved_bytes;
+    double moved_bytes;
     char **warnings;
     size_t n_warnings;
     char *stopped; /* NULL, "time" or "work" */
@@ -126,7 +126,7 @@ struct plan {
  * *out must be freed. Otherwise *out is NULL: ST_EINVAL (pin or together names an unknown layer or device),
  * ST_ENOTSUP (replicas), ST_ECANCELED, ST_ENOMEM. *e is filled whenever the result is not ST_OK.
  */
-int plan_solve(const struct cluster *c, const struct model *m, const struct plan_request *r,
+int plan_solve(const struct cluster *c, const struct model *m, const struct request *r,
                const struct plan_opts *o, struct plan **out, struct err *e) ST_CHECK;
 void plan_free(struct plan *p); /* NULL is fine */
 
@@ -146,7 +146,7 @@ struct plan_check_report {
  * ST_ECONFLICT: report->problems says what, and *e holds the first. Optimality itself is not re-proved; a
  * lower bound above the objective, or a gap that does not follow from them, is caught.
  */
-int plan_check(const struct cluster *c, const struct model *m, const struct plan_request *r,
+int plan_check(const struct cluster *c, const struct model *m, const struct request *r,
                const struct plan *p, struct plan_check_report *report, struct err *e) ST_CHECK;
 void plan_check_fini(struct plan_check_report *report);
 
