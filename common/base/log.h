@@ -29,11 +29,7 @@ void log_line(const struct log *l, enum log_level lv, const char *room, const ch
 #define LOG_E(l, room, ...) log_line((l), LOG_LV_ERROR, (room), __VA_ARGS__)
 #define LOG_W(l, room, ...) log_line((l), LOG_LV_WARN, (room), __VA_ARGS__)
 #define LOG_I(l, room, ...) log_line((l), LOG_LV_INFO, (room), __VA_ARGS__)
-#define LOG_D(l, room, ...)                                                                                  \
-    do {                                                                                                     \
-        if ((l) && (l)->level >= LOG_LV_DEBUG)                                                               \
-            log_line((l), LOG_LV_DEBUG, (room), __VA_ARGS__);                                                \
-    } while (0)
+#define LOG_D(l, room, ...) log_line((l), LOG_LV_DEBUG, (room), __VA_ARGS__)
 
 /* Token bucket for peer-triggered lines: true = write it; *suppressed counts what was held back since. */
 struct log_limit {
