@@ -1,8 +1,8 @@
 /*
- * Exact for chains: F[S][e][l] = least cost of running layers [l, L) when the stage that starts at l is on e and
- * exactly the devices of S are used from there on. Built from the end, so that ties fall to the device and cut
- * that come first. Only rows with e in S are stored. A state is dropped when even the relaxed cost of what goes
- * before it would pass the best whole plan so far; that never drops an optimum.
+ * Exact for chains: F[S][e][l] = least cost of running layers [l, L) when the stage that starts at l is on e
+ * and exactly the devices of S are used from there on. Built from the end, so that ties fall to the device
+ * and cut that come first. Only rows with e in S are stored. A state is dropped when even the relaxed cost of
+ * what goes before it would pass the best whole plan so far; that never drops an optimum.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -15,9 +15,9 @@ struct mask {
     size_t *off;    /* 2^D: rows before those of a set */
     double *f;      /* rows × W */
     unsigned char *live;
-    double *stage;  /* e, m, l: cost of [l, m) on e, so that the inner loop runs over l */
-    size_t *lo;     /* e, m: first l with a finite cost */
-    double *hop;    /* e, d, m */
+    double *stage; /* e, m, l: cost of [l, m) on e, so that the inner loop runs over l */
+    size_t *lo;    /* e, m: first l with a finite cost */
+    double *hop;   /* e, d, m */
     double *before, *after;
     double *arrive; /* W */
     double best;
@@ -64,7 +64,8 @@ static int mask_init(struct mask *k, const struct prob *p, struct budget *b)
     k->before = malloc(D * W * sizeof *k->before);
     k->after = malloc(D * W * sizeof *k->after);
     k->arrive = malloc(W * sizeof *k->arrive);
-    if (!k->off || !k->f || !k->live || !k->stage || !k->lo || !k->hop || !k->before || !k->after || !k->arrive)
+    if (!k->off || !k->f || !k->live || !k->stage || !k->lo || !k->hop || !k->before || !k->after ||
+        !k->arrive)
         return ST_ENOMEM;
     size_t at = 0;
     for (size_t s = 0; s < sets; s++) {
@@ -163,7 +164,8 @@ static void extend(struct mask *k, unsigned set, size_t e)
     double total = prob_join(k->p->kind, k->hop[(k->D * (k->D + 1) + e) * k->W], f[0]);
     if (total == INFINITY || total > k->best || !may_end(k, with))
         return;
-    if (total < k->best || __builtin_popcount(with) < __builtin_popcount(k->best_set)) {
+    if (total < k->best || __builtin_popcount(with) < __builtin_popcount(k->best_set) ||
+        (with == k->best_set && e < k->best_dev)) {
         k->best = total;
         k->best_set = with;
         k->best_dev = e;

@@ -23,9 +23,9 @@ struct check {
     const struct plan *p;
     struct plan_check_report *rep;
     struct err *e;
-    int rc;            /* ST_OK or ST_ENOMEM */
-    uint32_t *stage;   /* of each layer */
-    uint32_t *device;  /* of each stage */
+    int rc;                       /* ST_OK or ST_ENOMEM */
+    uint32_t *stage;              /* of each layer */
+    uint32_t *device;             /* of each stage */
     double *compute, *in, *bytes; /* of each stage */
     double latency, bottleneck, ratio;
 };
@@ -64,7 +64,8 @@ static void figure(struct check *k, const char *what, double given, double right
     if (!same(given, right))
         wrong(k, "%s is %.17g, should be %.17g", what, given, right);
 }
-static void figure_at(struct check *k, const char *list, size_t i, const char *what, double given, double right)
+static void figure_at(struct check *k, const char *list, size_t i, const char *what, double given,
+                      double right)
 {
     char name[96];
     snprintf(name, sizeof name, "%s[%zu].%s", list, i, what);
@@ -106,8 +107,8 @@ static bool resolve(struct check *k)
 
 static double layer_time(const struct cluster_device *d, const struct model_layer *l)
 {
-    return d->speed_factor *
-           (d->layer_overhead_s + fmax(l->flops / d->compute_flops_per_s, l->read_bytes / d->memory_bytes_per_s));
+    return d->speed_factor * (d->layer_overhead_s +
+                              fmax(l->flops / d->compute_flops_per_s, l->read_bytes / d->memory_bytes_per_s));
 }
 
 static size_t blocks_of(const struct check *k, size_t s)
@@ -144,8 +145,8 @@ static void compute_stage(struct check *k, size_t s)
             seconds += layer_time(d, l);
     }
     if (blocks > d->nsegment && d->has_segment)
-        wrong(k, "stages[%zu]: %zu blocks are more than the segment table of %s holds (%zu)", s, blocks, d->id,
-              d->nsegment);
+        wrong(k, "stages[%zu]: %zu blocks are more than the segment table of %s holds (%zu)", s, blocks,
+              d->id, d->nsegment);
     else if (blocks)
         seconds += d->speed_factor * d->segment_s[blocks - 1];
     k->compute[s] = seconds;
@@ -269,12 +270,15 @@ static double multiple(double v, double optimum)
 static void goal_figures(struct check *k)
 {
     const struct plan *p = k->p;
-    double want = p->goal == PLAN_LATENCY ? k->latency : p->goal == PLAN_THROUGHPUT ? k->bottleneck : k->ratio;
+    double want = p->goal == PLAN_LATENCY      ? k->latency
+                  : p->goal == PLAN_THROUGHPUT ? k->bottleneck
+                                               : k->ratio;
     if (p->goal == PLAN_BALANCED) {
         if (!p->has_optima)
             wrong(k, "optima: missing in a balanced plan");
-        want = fmax(fmax(multiple(k->latency, p->optima.latency_s), multiple(k->bottleneck, p->optima.bottleneck_s)),
-                    multiple(k->ratio, p->optima.max_memory_ratio));
+        want = fmax(
+            fmax(multiple(k->latency, p->optima.latency_s), multiple(k->bottleneck, p->optima.bottleneck_s)),
+            multiple(k->ratio, p->optima.max_memory_ratio));
         if (p->optima.latency_s > k->latency * (1 + TOLERANCE) ||
             p->optima.bottleneck_s > k->bottleneck * (1 + TOLERANCE) ||
             p->optima.max_memory_ratio > k->ratio * (1 + TOLERANCE))
@@ -308,7 +312,8 @@ static void placements(struct check *k)
         seen[l] = true;
         uint32_t s = k->stage[l];
         if (strcmp(q->device, p->stages[s].device))
-            wrong(k, "placements[%zu].device: %s, but the layer's stage is on %s", i, q->device, p->stages[s].device);
+            wrong(k, "placements[%zu].device: %s, but the layer's stage is on %s", i, q->device,
+                  p->stages[s].device);
         bool first = !strcmp(p->stages[s].layers[0], q->layer);
         opened[s] = opened[s] || first;
         figure_at(k, "placements", i, "latency_s", q->latency_s, share(k, l));
@@ -341,7 +346,8 @@ static void devices(struct check *k)
         while (s < p->n_stages && k->device[s] != d)
             s++;
         if ((p->devices[i].code == PLAN_CODE_CHOSEN) != (s < p->n_stages))
-            wrong(k, "devices[%zu].code: %s, but the stages say otherwise", i, plan_code_name(p->devices[i].code));
+            wrong(k, "devices[%zu].code: %s, but the stages say otherwise", i,
+                  plan_code_name(p->devices[i].code));
         double room = k->c->devices[d].memory_bytes - k->c->devices[d].headroom_bytes;
         bool held = s < p->n_stages;
         figure_at(k, "devices", i, "memory_ratio", p->devices[i].memory_ratio,
@@ -370,7 +376,8 @@ static void bottleneck(struct check *k)
     for (size_t s = 0; s < k->p->n_stages; s++)
         if (same(k->compute[s], k->bottleneck) && k->bottleneck > 0)
             return; /* a tie between a stage and a link: either may be named */
-    if (cluster_find_node(k->c, b->from) == CLUSTER_NO_NODE || cluster_find_node(k->c, b->to) == CLUSTER_NO_NODE)
+    if (cluster_find_node(k->c, b->from) == CLUSTER_NO_NODE ||
+        cluster_find_node(k->c, b->to) == CLUSTER_NO_NODE)
         wrong(k, "bottleneck: link %s to %s names an unknown node", b->from, b->to);
     const char *node_of_device = k->c->nodes[k->c->devices[d].node];
     if (strcmp(node_of_device, b->from) && strcmp(node_of_device, b->to))
@@ -393,8 +400,8 @@ static void total_rules(struct check *k)
         total += k->bytes[s];
         nodes += first;
         if (first && on_node > r->max_bytes_per_node)
-            wrong(k, "node %s would hold %.0f bytes, max_bytes_per_node is %.0f", k->c->nodes[node(k, s)], on_node,
-                  r->max_bytes_per_node);
+            wrong(k, "node %s would hold %.0f bytes, max_bytes_per_node is %.0f", k->c->nodes[node(k, s)],
+                  on_node, r->max_bytes_per_node);
         if (!request_allows(r, k->c->devices[k->device[s]].id))
             wrong(k, "stages[%zu]: the request does not allow %s", s, k->p->stages[s].device);
     }
@@ -414,7 +421,8 @@ static void rules(struct check *k)
     total_rules(k);
     for (size_t i = 0; i < r->npins; i++)
         if (k->device[k->stage[r->pins[i].layer]] != r->pins[i].device)
-            wrong(k, "layer %s is pinned to %s", k->m->layers[r->pins[i].layer].id, k->c->devices[r->pins[i].device].id);
+            wrong(k, "layer %s is pinned to %s", k->m->layers[r->pins[i].layer].id,
+                  k->c->devices[r->pins[i].device].id);
     for (size_t g = 0; g < r->ntogether; g++)
         for (size_t i = 1; i < r->together[g].n; i++)
             if (k->stage[r->together[g].layers[i]] != k->stage[r->together[g].layers[0]])
@@ -433,7 +441,8 @@ static void moves(struct check *k)
             continue;
         }
         if (strcmp(v->to, k->p->stages[k->stage[l]].device))
-            wrong(k, "moves[%zu].to: %s, but the layer's stage is on %s", i, v->to, k->p->stages[k->stage[l]].device);
+            wrong(k, "moves[%zu].to: %s, but the layer's stage is on %s", i, v->to,
+                  k->p->stages[k->stage[l]].device);
         figure_at(k, "moves", i, "bytes", v->bytes, k->m->layers[l].weight_bytes);
         sum += v->bytes;
     }

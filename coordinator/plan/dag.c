@@ -1,7 +1,7 @@
 /*
- * Models that are no chain: branch and bound over assignments of layers to devices, in topological order. Every
- * partial assignment is bounded from below by what it already costs (layers, opened stages, hops, which only
- * grow) plus the fastest device for each layer to come. Exact when it ends within the work limit.
+ * Models that are no chain: branch and bound over assignments of layers to devices, in topological order.
+ * Every partial assignment is bounded from below by what it already costs (layers, opened stages, hops, which
+ * only grow) plus the fastest device for each layer to come. Exact when it ends within the work limit.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -18,9 +18,9 @@ struct dag {
     double *rest_s;    /* L + 1: sum of the fastest times from i on */
     double *rest_most; /* L + 1: largest fastest time from i on */
     double *rest_bytes;
-    uint32_t *on, *best_on, *group; /* group: the layer whose device this one shares, or INST_NOBODY */
+    uint32_t *on, *best_on, *group;  /* group: the layer whose device this one shares, or INST_NOBODY */
     double *own, *bytes, *act, *hop; /* scratch of bound(): D, D, D, (D+1)² */
-    uint32_t *mark;                         /* D × L stamps */
+    uint32_t *mark;                  /* D × L stamps */
     uint32_t stamp;
     unsigned char *state; /* D, of the circle check */
     double best;
@@ -124,8 +124,10 @@ static double bound(struct dag *g, size_t n)
     /* sums above may round up; the caps must not drop what meets them */
     if (slow > p->cap_bottleneck * (1 + 1e-12) || ratio > p->cap_ratio * (1 + 1e-12))
         return INFINITY;
-    return p->kind == PROB_LATENCY ? latency : p->kind == PROB_BOTTLENECK ? slow
-                                           : p->kind == PROB_RATIO ? ratio : excess;
+    return p->kind == PROB_LATENCY      ? latency
+           : p->kind == PROB_BOTTLENECK ? slow
+           : p->kind == PROB_RATIO      ? ratio
+                                        : excess;
 }
 
 static double leaf_excess(const struct inst *in, const struct eval *ev)
@@ -146,8 +148,10 @@ static int leaf(struct dag *g)
         return ST_OK;
     if (rc < 0)
         return rc;
-    double v = p->kind == PROB_LATENCY ? ev.latency : p->kind == PROB_BOTTLENECK ? ev.bottleneck
-               : p->kind == PROB_RATIO ? ev.ratio : leaf_excess(p->in, &ev);
+    double v = p->kind == PROB_LATENCY      ? ev.latency
+               : p->kind == PROB_BOTTLENECK ? ev.bottleneck
+               : p->kind == PROB_RATIO      ? ev.ratio
+                                            : leaf_excess(p->in, &ev);
     if (ev.bottleneck <= p->cap_bottleneck && ev.ratio <= p->cap_ratio && v < g->best) {
         g->best = v;
         memcpy(g->best_on, g->on, g->L * sizeof *g->on);
@@ -259,8 +263,8 @@ static int dag_init(struct dag *g, const struct prob *p, struct budget *b, struc
     g->hop = calloc((D + 1) * (D + 1), sizeof *g->hop);
     g->mark = calloc(D * L, sizeof *g->mark);
     g->state = calloc(D, 1);
-    if (!g->least || !g->rest_s || !g->rest_most || !g->rest_bytes || !g->on || !g->group || !g->own || !g->bytes ||
-        !g->act || !g->hop || !g->mark || !g->state)
+    if (!g->least || !g->rest_s || !g->rest_most || !g->rest_bytes || !g->on || !g->group || !g->own ||
+        !g->bytes || !g->act || !g->hop || !g->mark || !g->state)
         return ST_ENOMEM;
     g->cost = 1 + D * (L + D * D) / 256;
     fill_rest(g);

@@ -18,12 +18,12 @@ struct work {
     const struct inst *in;
     const uint32_t *on;
     size_t n;
-    uint32_t *first; /* D: stage of a device in order of first layer, or INST_NOBODY */
-    uint32_t *dev;   /* n */
-    uint32_t *mark;  /* L */
-    double *hop;     /* n × n, −1 = no hop */
+    uint32_t *first;     /* D: stage of a device in order of first layer, or INST_NOBODY */
+    uint32_t *dev;       /* n */
+    uint32_t *mark;      /* L */
+    double *hop;         /* n × n, −1 = no hop */
     double *give, *take; /* n: bytes from and to the client, −1 = none */
-    bool *used;      /* L: some layer depends on it */
+    bool *used;          /* L: some layer depends on it */
 };
 
 static void work_fini(struct work *w)

@@ -1,7 +1,7 @@
 /*
- * One planning problem, compiled for the solvers: usable devices and layers as dense arrays, links as a matrix,
- * and, for chains, the time of every run of layers on every device. Private to the room's solvers; check.c
- * must not include it.
+ * One planning problem, compiled for the solvers: usable devices and layers as dense arrays, links as a
+ * matrix, and, for chains, the time of every run of layers on every device. Private to the room's solvers;
+ * check.c must not include it.
  */
 #ifndef STRATA_PLAN_INST_H
 #define STRATA_PLAN_INST_H
@@ -25,7 +25,7 @@ enum inst_rule {
     RULE_MIN_NODES = 16,
     RULE_NODE_BYTES = 32,
     RULE_TOTAL_BYTES = 64,
-    RULE_LINKS = 128, /* off = every pair is joined for free */
+    RULE_LINKS = 128,  /* off = every pair is joined for free */
     RULE_MEMORY = 256, /* off = stages are only limited by the other rules */
     RULE_ALL = 511
 };
@@ -40,14 +40,14 @@ struct inst {
     const struct model *m;
     const struct request *r;
     unsigned rules;
-    size_t D, L, N;      /* usable devices, layers, nodes of the cluster */
-    uint32_t *dev;       /* D: index into c->devices */
-    uint32_t *layer;     /* L: index into m->layers, topological */
-    uint32_t *pos;       /* inverse of layer */
-    uint32_t *node;      /* D */
-    double *cap;         /* D: memory − headroom */
-    double *t;           /* D × L: own time of a layer */
-    double *open;        /* D: once per stage */
+    size_t D, L, N;       /* usable devices, layers, nodes of the cluster */
+    uint32_t *dev;        /* D: index into c->devices */
+    uint32_t *layer;      /* L: index into m->layers, topological */
+    uint32_t *pos;        /* inverse of layer */
+    uint32_t *node;       /* D */
+    double *cap;          /* D: memory − headroom */
+    double *t;            /* D × L: own time of a layer */
+    double *open;         /* D: once per stage */
     struct inst_hop *hop; /* (D+1)², index D is the client */
     bool chain;
     uint32_t *pin; /* L: device, or INST_NOBODY; D = a device that is not usable */
@@ -55,9 +55,9 @@ struct inst {
     size_t max_stages, min_nodes;
     double max_node, max_total;
     /* chain tables; run [a, b) at a·(L+1)+b */
-    double *bytes;   /* weights + cache + largest activation */
-    double *run;     /* per device: D × L × (L+1); INFINITY = cannot be a stage */
-    bool coupled;    /* node or total bytes depend on more than one stage */
+    double *bytes; /* weights + cache + largest activation */
+    double *run;   /* per device: D × L × (L+1); INFINITY = cannot be a stage */
+    bool coupled;  /* node or total bytes depend on more than one stage */
 };
 
 /* rules: which of enum inst_rule hold. ST_ENOMEM, ST_ELIMIT (tables above memory_limit). */
@@ -77,17 +77,19 @@ static inline const struct inst_hop *inst_hop(const struct inst *in, size_t from
 {
     return &in->hop[from * (in->D + 1) + to];
 }
-/* Time of `k` block layers and `own` seconds of others on device d, or INFINITY when its table ends before k. */
+/* Time of `k` block layers and `own` seconds of others on device d, or INFINITY when its table ends before k.
+ */
 double inst_stage_s(const struct inst *in, size_t d, size_t k, double own);
 
-/* What an assignment (a device for every topological position) costs. Arrays hold n entries, in stage order. */
+/* What an assignment (a device for every topological position) costs. Arrays hold n entries, in stage order.
+ */
 struct eval {
     size_t n;
     uint32_t *dev, *stage_of; /* stage_of: L entries */
     double *compute, *in, *bytes;
     double latency, bottleneck, ratio;
-    bool link;         /* the bottleneck is a hop */
-    size_t from, to;   /* its devices, D = the client; from = the device otherwise */
+    bool link;       /* the bottleneck is a hop */
+    size_t from, to; /* its devices, D = the client; from = the device otherwise */
 };
 /* ST_EINFEASIBLE: a hop has no link, memory or a rule is exceeded, or the stages depend on each other in a
  * circle. On ST_OK the caller ends it with eval_fini. */
@@ -158,8 +160,8 @@ int prob_solve(const struct prob *p, struct budget *b, struct solution *s) ST_CH
 
 /*
  * The chain relaxed so that a device may be visited again, which only lowers costs. before[e·(L+1)+m]: least
- * cost of layers [0, m) whose last stage is on e and ends at m. after[…]: least cost of all that follows a stage
- * on e ending at m. Both D·(L+1) entries. Returns the least total.
+ * cost of layers [0, m) whose last stage is on e and ends at m. after[…]: least cost of all that follows a
+ * stage on e ending at m. Both D·(L+1) entries. Returns the least total.
  */
 double relax_run(const struct prob *p, double *before, double *after);
 

@@ -41,11 +41,12 @@ static int boolean(const struct jread *j, const json_t *o, const char *path, con
 
 static int read_stage(const struct jread *j, const json_t *o, const char *path, struct plan_stage *s)
 {
-    static const char *const keys[] = {"device", "replicas", "layers", "compute_s", "transfer_in_s",
-                                       "memory_bytes", NULL};
+    static const char *const keys[] = {"device",        "replicas",     "layers", "compute_s",
+                                       "transfer_in_s", "memory_bytes", NULL};
     int rc = jread_object(j, o, path, keys);
     if (rc == ST_OK && json_object_get(o, "replicas"))
-        return err_set(j->e, ST_ENOTSUP, "%s: %s.replicas: replicated stages are not supported yet", j->name, path);
+        return err_set(j->e, ST_ENOTSUP, "%s: %s.replicas: replicated stages are not supported yet", j->name,
+                       path);
     TRY(copy(j, o, path, "device", &s->device));
     TRY(jread_strings(j, o, path, "layers", &s->layers, &s->n_layers));
     if (rc == ST_OK && s->n_layers == 0)
@@ -205,11 +206,30 @@ static int read_stats(const struct jread *j, const json_t *o, struct plan *p)
 
 static int read_root(const struct jread *j, const json_t *root, struct plan *p)
 {
-    static const char *const keys[] = {
-        "schema",           "goal",  "feasible", "optimal",    "solver",  "objective",  "lower_bound",
-        "gap",              "latency_s", "bottleneck_s", "max_memory_ratio", "optima", "stages", "placements",
-        "devices",          "bottleneck", "bottleneck_device", "moves", "moved_bytes", "warnings", "stopped",
-        "stats",            "shortfall", NULL};
+    static const char *const keys[] = {"schema",
+                                       "goal",
+                                       "feasible",
+                                       "optimal",
+                                       "solver",
+                                       "objective",
+                                       "lower_bound",
+                                       "gap",
+                                       "latency_s",
+                                       "bottleneck_s",
+                                       "max_memory_ratio",
+                                       "optima",
+                                       "stages",
+                                       "placements",
+                                       "devices",
+                                       "bottleneck",
+                                       "bottleneck_device",
+                                       "moves",
+                                       "moved_bytes",
+                                       "warnings",
+                                       "stopped",
+                                       "stats",
+                                       "shortfall",
+                                       NULL};
     const char *goal = NULL;
     int rc = jread_object(j, root, "", keys);
     TRY(jread_schema(j, root, "strata.plan.v1", false));

@@ -185,7 +185,8 @@ static void write_figures(struct sink *b, const struct plan *p)
 {
     static const char *const keys[] = {"objective", "lower_bound",  "gap",
                                        "latency_s", "bottleneck_s", "max_memory_ratio"};
-    const double v[] = {p->objective, p->lower_bound, p->gap, p->latency_s, p->bottleneck_s, p->max_memory_ratio};
+    const double v[] = {p->objective, p->lower_bound,  p->gap,
+                        p->latency_s, p->bottleneck_s, p->max_memory_ratio};
     for (size_t i = 0; i < 6; i++) {
         put(b, ",\n  ");
         key_real(b, keys[i], v[i]);
@@ -206,7 +207,7 @@ int plan_to_json(const struct plan *p, struct buf *out)
     static const char *const feasible[] = {"false", "true", "null"};
     struct sink sink = {out, ST_OK}, *b = &sink;
     put(b, "{\n  \"schema\": \"strata.plan.v1\",\n  \"goal\": \"%s\",\n  \"feasible\": %s,\n",
-               plan_goal_name(p->goal), feasible[p->feasible]);
+        plan_goal_name(p->goal), feasible[p->feasible]);
     put(b, "  \"optimal\": %s,\n  ", yes(p->optimal));
     key_text(b, "solver", p->solver);
     if (p->feasible == PLAN_YES) {
@@ -232,7 +233,7 @@ int plan_to_json(const struct plan *p, struct buf *out)
         put(b, ",\n  \"stats\": {");
         key_real(b, "seconds", p->stats.seconds);
         put(b, ", \"states\": %llu, \"memory_bytes\": %llu}", (unsigned long long)p->stats.states,
-                   (unsigned long long)p->stats.table_bytes);
+            (unsigned long long)p->stats.table_bytes);
     }
     put(b, ",\n  \"warnings\": [");
     for (size_t i = 0; i < p->n_warnings; i++) {

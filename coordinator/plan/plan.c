@@ -11,6 +11,7 @@
 #define DEFAULT_MEMORY ((size_t)512 << 20)
 #define BISECTIONS 10
 #define DESCENTS 400
+#define ROUNDING 1e-12 /* relative; values closer than this are the same */
 
 static const char *const goal_names[] = {"latency", "throughput", "memory", "balanced"};
 static const char *const code_names[] = {"CHOSEN",     "NOT_ALLOWED", "NO_MEMORY", "UNREACHABLE",
@@ -68,7 +69,8 @@ static double pick(const struct figs *f, enum prob_kind k)
     return k == PROB_LATENCY ? f->latency : k == PROB_BOTTLENECK ? f->bottleneck : f->ratio;
 }
 
-/* The optimum of one objective and, among its plans, the one of least latency. Into r->on, objective, bound. */
+/* The optimum of one objective and, among its plans, the one of least latency. Into r->on, objective, bound.
+ */
 static int single(struct run *r, enum prob_kind kind)
 {
     struct prob p = {r->in, kind, INFINITY, INFINITY};
@@ -94,8 +96,10 @@ static int single(struct run *r, enum prob_kind kind)
     if (s.value < INFINITY) {
         if ((rc = look(r, r->spare, &f)) < 0)
             return rc;
-        if (pick(&f, kind) <= r->objective)
+        if (pick(&f, kind) <= r->objective) { /* below it only when the first search was cut short */
             memcpy(r->on, r->spare, r->in->L * sizeof *r->on);
+            r->objective = pick(&f, kind);
+        }
     }
     return ST_OK;
 }
@@ -107,7 +111,8 @@ static double part(double v, double optimum)
 }
 static double rho(const struct figs *f, const struct figs *o)
 {
-    double x = part(f->latency, o->latency), y = part(f->bottleneck, o->bottleneck), z = part(f->ratio, o->ratio);
+    double x = part(f->latency, o->latency), y = part(f->bottleneck, o->bottleneck),
+           z = part(f->ratio, o->ratio);
     x = x > y ? x : y;
     return x > z ? x : z;
 }
@@ -123,10 +128,11 @@ struct balance {
 static int probe(struct balance *q, double at, bool strict)
 {
     struct run *r = q->r;
+    if (strict)
+        at *= 1 - ROUNDING;
     double b = r->optima.bottleneck > 0 ? at * r->optima.bottleneck : INFINITY;
     double u = r->optima.ratio > 0 ? at * r->optima.ratio : INFINITY;
-    struct prob p = {r->in, PROB_LATENCY, strict && b < INFINITY ? nextafter(b, 0) : b,
-                     strict && u < INFINITY ? nextafter(u, 0) : u};
+    struct prob p = {r->in, PROB_LATENCY, b, u};
     struct solution s = {.on = r->spare};
     struct figs f;
     int rc = prob_solve(&p, &r->b, &s);
@@ -153,7 +159,7 @@ static int balance_search(struct balance *q)
     int rc = ST_OK;
     for (int i = 0; rc == ST_OK && i < BISECTIONS && q->hi - q->lo > 1e-3 && !q->r->b.stop; i++)
         rc = probe(q, (q->lo + q->hi) / 2, false);
-    for (int i = 0; rc == ST_OK && i < DESCENTS && q->lo < q->hi * (1 - 1e-12) && !q->r->b.stop; i++)
+    for (int i = 0; rc == ST_OK && i < DESCENTS && q->lo < q->hi * (1 - 2 * ROUNDING) && !q->r->b.stop; i++)
         rc = probe(q, q->hi, true);
     return rc;
 }
@@ -197,7 +203,7 @@ static int balanced(struct run *r)
     r->optima.ratio = fmin(r->optima.ratio, f[0].ratio);
     r->objective = rho(&f[0], &r->optima);
     r->bound = q.proven ? fmin(q.lo, r->objective) : 1;
-    r->proven = q.proven && q.lo >= q.hi * (1 - 1e-12);
+    r->proven = q.proven && q.lo >= q.hi * (1 - 2 * ROUNDING);
 done:
     free(plans);
     free(q.best);
@@ -213,7 +219,9 @@ static int solve(struct run *r, enum plan_goal goal)
     }
     if (goal == PLAN_BALANCED)
         return balanced(r);
-    return single(r, goal == PLAN_LATENCY ? PROB_LATENCY : goal == PLAN_THROUGHPUT ? PROB_BOTTLENECK : PROB_RATIO);
+    return single(r, goal == PLAN_LATENCY      ? PROB_LATENCY
+                     : goal == PLAN_THROUGHPUT ? PROB_BOTTLENECK
+                                               : PROB_RATIO);
 }
 
 static int infeasible(struct run *r, struct plan *p, struct err *e)
@@ -221,7 +229,8 @@ static int infeasible(struct run *r, struct plan *p, struct err *e)
     if (!r->proven) {
         p->feasible = PLAN_UNKNOWN;
         return err_set(e, ST_EDEADLINE,
-                       "no plan was found and none was ruled out before the %s limit; raise the limit or offer fewer devices",
+                       "no plan was found and none was ruled out before the %s limit; raise the limit or "
+                       "offer fewer devices",
                        r->b.stop == ST_EDEADLINE ? "time" : "work");
     }
     p->feasible = PLAN_NO;
@@ -290,9 +299,10 @@ int plan_solve(const struct cluster *c, const struct model *m, const struct requ
     r.spare = calloc(in->L, sizeof *r.spare);
     rc = p && r.on && r.spare ? solve(&r, o->goal) : ST_ENOMEM;
     if (rc < 0)
-        err_set(e, rc, rc == ST_ECANCELED ? "planning was cancelled"
-                       : rc == ST_ELIMIT  ? "the model's graph has more layers than the planner takes"
-                                          : "planning failed");
+        err_set(e, rc,
+                rc == ST_ECANCELED ? "planning was cancelled"
+                : rc == ST_ELIMIT  ? "the model's graph has more layers than the planner takes"
+                                   : "planning failed");
     else
         rc = finish(&r, o, p, e);
     if (p && o->stats) {

@@ -122,9 +122,9 @@ struct plan {
 
 /*
  * Solves. request may be NULL. ST_OK: *out is a feasible plan. ST_EINFEASIBLE: *out says what is short.
- * ST_EDEADLINE: a limit was reached before anything was found (*out has feasible unknown). In these three cases
- * *out must be freed. Otherwise *out is NULL: ST_EINVAL (pin or together names an unknown layer or device),
- * ST_ENOTSUP (replicas), ST_ECANCELED, ST_ENOMEM. *e is filled whenever the result is not ST_OK.
+ * ST_EDEADLINE: a limit was reached before anything was found (*out has feasible unknown). In these three
+ * cases *out must be freed. Otherwise *out is NULL: ST_EINVAL (pin or together names an unknown layer or
+ * device), ST_ENOTSUP (replicas), ST_ECANCELED, ST_ENOMEM. *e is filled whenever the result is not ST_OK.
  */
 int plan_solve(const struct cluster *c, const struct model *m, const struct request *r,
                const struct plan_opts *o, struct plan **out, struct err *e) ST_CHECK;
@@ -146,8 +146,8 @@ struct plan_check_report {
  * ST_ECONFLICT: report->problems says what, and *e holds the first. Optimality itself is not re-proved; a
  * lower bound above the objective, or a gap that does not follow from them, is caught.
  */
-int plan_check(const struct cluster *c, const struct model *m, const struct request *r,
-               const struct plan *p, struct plan_check_report *report, struct err *e) ST_CHECK;
+int plan_check(const struct cluster *c, const struct model *m, const struct request *r, const struct plan *p,
+               struct plan_check_report *report, struct err *e) ST_CHECK;
 void plan_check_fini(struct plan_check_report *report);
 
 const char *plan_goal_name(enum plan_goal g);

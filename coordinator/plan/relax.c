@@ -25,7 +25,8 @@ double inst_cut_bytes(const struct inst *in, size_t l)
 }
 
 /* *best = least value of join(hop, other[d]) over d ≠ e, for every e at once, in D² steps. */
-static double least_hop(const struct prob *p, size_t e, size_t m, double bytes, const double *other, bool into)
+static double least_hop(const struct prob *p, size_t e, size_t m, double bytes, const double *other,
+                        bool into)
 {
     double best = INFINITY;
     for (size_t d = 0; d < p->in->D; d++) {
@@ -61,8 +62,9 @@ static void relax_before(const struct prob *p, double *before)
 double relax_run(const struct prob *p, double *before, double *after)
 {
     size_t D = p->in->D, L = p->in->L, W = L + 1;
-    double best = INFINITY, *start = malloc((D * W + 1) * sizeof *start); /* least cost of a stage from l on */
-    if (!start) { /* no bound, but still true */
+    double best = INFINITY,
+           *start = malloc((D * W + 1) * sizeof *start); /* least cost of a stage from l on */
+    if (!start) {                                        /* no bound, but still true */
         for (size_t i = 0; i < D * W; i++)
             before[i] = after[i] = 0;
         return 0;

@@ -170,7 +170,8 @@ static bool has_run(const struct inst *in, size_t d)
     return false;
 }
 
-static void unused_reason(const struct inst *in, uint32_t index, const struct plan *p, struct plan_device *out)
+static void unused_reason(const struct inst *in, uint32_t index, const struct plan *p,
+                          struct plan_device *out)
 {
     const struct cluster_device *cd = &in->c->devices[index];
     double cap = cd->memory_bytes - cd->headroom_bytes, least = INFINITY;
@@ -222,7 +223,8 @@ static int fill_devices(const struct inst *in, const struct eval *ev, struct pla
             q->code = PLAN_CODE_CHOSEN;
             q->memory_ratio = ev->bytes[k] / in->cap[ev->dev[k]];
             q->busy_ratio = ev->bottleneck > 0 ? ev->compute[k] / ev->bottleneck : 0;
-            q->reason = plan_text("stage %zu of %zu, %zu layers, %s", k + 1, ev->n, p->stages[k].n_layers, held);
+            q->reason =
+                plan_text("stage %zu of %zu, %zu layers, %s", k + 1, ev->n, p->stages[k].n_layers, held);
         }
         if (!q->id || !q->reason)
             return ST_ENOMEM;
@@ -240,7 +242,8 @@ static int fill_bottleneck(const struct inst *in, const struct eval *ev, struct 
 {
     struct plan_bottleneck *b = &p->bottleneck;
     b->link = ev->link;
-    b->device = plan_text("%s", id_of(in, ev->from < in->D ? ev->from : ev->to)); /* the client is no device */
+    b->device =
+        plan_text("%s", id_of(in, ev->from < in->D ? ev->from : ev->to)); /* the client is no device */
     if (b->link) {
         b->from = plan_text("%s", node_of(in, ev->from));
         b->to = plan_text("%s", node_of(in, ev->to));

@@ -1,8 +1,8 @@
 /*
- * Chains beyond the bitmask: more devices than it takes, or rules that tie stages together (bytes a node, bytes
- * in all). First a beam guided by the relaxed cost to go, then the bitmask on the devices that the relaxation
- * likes best, then branch and bound, which proves the optimum when it finishes within the work limit. Otherwise
- * the relaxation is the lower bound.
+ * Chains beyond the bitmask: more devices than it takes, or rules that tie stages together (bytes a node,
+ * bytes in all). First a beam guided by the relaxed cost to go, then the bitmask on the devices that the
+ * relaxation likes best, then branch and bound, which proves the optimum when it finishes within the work
+ * limit. Otherwise the relaxation is the lower bound.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -17,9 +17,9 @@
 struct state {
     size_t l, last; /* last = D: nothing placed yet */
     double cost, bound, total;
-    uint64_t *used;   /* devices */
-    double *on_node;  /* NULL unless rules count bytes a node */
-    uint32_t *on;     /* L */
+    uint64_t *used;  /* devices */
+    double *on_node; /* NULL unless rules count bytes a node */
+    uint32_t *on;    /* L */
     size_t stages, nodes;
 };
 struct child {
@@ -208,7 +208,8 @@ static int beam_add(const struct search *q, struct beam *at, const struct state 
     return rc;
 }
 
-static int beam_expand(struct search *q, struct beam *beams, const struct state *s, struct child **v, size_t *cap)
+static int beam_expand(struct search *q, struct beam *beams, const struct state *s, struct child **v,
+                       size_t *cap)
 {
     size_t n = 0;
     int rc = children(q, s, 0, v, &n, cap);

@@ -1,6 +1,7 @@
 /*
- * Why no plan exists. Memory: the fewest bytes that, added anywhere, would make one exist (the same exact search
- * with excess bytes as its cost). A rule of the request: the first one without which a plan exists. Else links.
+ * Why no plan exists. Memory: the fewest bytes that, added anywhere, would make one exist (the same exact
+ * search with excess bytes as its cost). A rule of the request: the first one without which a plan exists.
+ * Else links.
  */
 #include <stdlib.h>
 
@@ -73,16 +74,19 @@ static int memory_answer(const struct inst *in, const struct answer *a, struct p
             where = in->c->devices[a->in->dev[d]].id;
         }
     }
-    out->kind = biggest > 0 ? PLAN_SHORT_LARGEST_LAYER : need > room ? PLAN_SHORT_TOTAL_MEMORY : PLAN_SHORT_PACKING;
+    out->kind = biggest > 0   ? PLAN_SHORT_LARGEST_LAYER
+                : need > room ? PLAN_SHORT_TOTAL_MEMORY
+                              : PLAN_SHORT_PACKING;
     out->bytes = ceil(fmax(a->excess, 1)); /* memory comes in whole bytes */
     out->proven_minimum = a->proven;
     char text[16];
     fmt_bytes(text, (uint64_t)fmin(out->bytes, 9e18));
     out->where = plan_text("%s", biggest > 0 ? layer : where);
-    out->hint = biggest > 0
-                    ? plan_text("%s more on %s would hold layer %s; or use a smaller quantisation or context", text,
-                                where, layer)
-                    : plan_text("free %s on %s, add a device, or use a smaller context or quantisation", text, where);
+    out->hint =
+        biggest > 0
+            ? plan_text("%s more on %s would hold layer %s; or use a smaller quantisation or context", text,
+                        where, layer)
+            : plan_text("free %s on %s, add a device, or use a smaller context or quantisation", text, where);
     return out->where && out->hint ? ST_OK : ST_ENOMEM;
 }
 
@@ -91,9 +95,9 @@ static int rule_answer(const struct inst *in, unsigned rule, struct plan_shortfa
     static const struct {
         unsigned rule;
         const char *key;
-    } keys[] = {{RULE_DEVICES, "allow/deny"},        {RULE_PIN, "pin"},
-                {RULE_TOGETHER, "together"},         {RULE_MAX_STAGES, "max_stages"},
-                {RULE_MIN_NODES, "min_nodes"},       {RULE_NODE_BYTES, "max_bytes_per_node"},
+    } keys[] = {{RULE_DEVICES, "allow/deny"},         {RULE_PIN, "pin"},
+                {RULE_TOGETHER, "together"},          {RULE_MAX_STAGES, "max_stages"},
+                {RULE_MIN_NODES, "min_nodes"},        {RULE_NODE_BYTES, "max_bytes_per_node"},
                 {RULE_TOTAL_BYTES, "max_total_bytes"}};
     const char *key = "the request";
     out->kind = PLAN_SHORT_CONSTRAINT;
@@ -128,11 +132,13 @@ static int links_answer(const struct inst *in, const struct answer *free_links, 
                     to = j < in->D ? in->c->nodes[in->node[j]] : "client";
                 }
         out->where = plan_text("%s to %s", from ? from : "client", to ? to : "client");
-        out->hint = plan_text("devices that together have room are not joined; add the links or a default_link");
+        out->hint =
+            plan_text("devices that together have room are not joined; add the links or a default_link");
     } else { /* tables of measured segments end too early for any split */
         out->kind = PLAN_SHORT_PACKING;
         out->where = plan_text("segment_s");
-        out->hint = plan_text("the devices' segment_s tables together do not reach all layers; measure longer segments");
+        out->hint = plan_text(
+            "the devices' segment_s tables together do not reach all layers; measure longer segments");
     }
     return out->where && out->hint ? ST_OK : ST_ENOMEM;
 }

@@ -43,18 +43,20 @@ static void gen_cluster(struct problem *p, uint64_t *s, unsigned devices, unsign
                 buf_printf(&b, "%s%g", k ? "," : "", 1 + below(s, 100) / 7.0);
             buf_printf(&b, "],");
         }
-        buf_printf(&b, "\"stage_overhead_s\":%g,\"speed_factor\":%g}", below(s, 4) / 10.0, 1 + below(s, 3) / 4.0);
+        buf_printf(&b, "\"stage_overhead_s\":%g,\"speed_factor\":%g}", below(s, 4) / 10.0,
+                   1 + below(s, 3) / 4.0);
     }
     buf_printf(&b, "],\"links\":[");
     unsigned n = 0;
     for (unsigned i = 0; i < nodes; i++)
         for (unsigned j = 0; j < nodes; j++)
             if (i != j && below(s, 3) == 0)
-                buf_printf(&b, "%s{\"from\":\"n%u\",\"to\":\"n%u\",\"bytes_per_s\":%u,\"rtt_s\":%g}", n++ ? "," : "",
-                           i, j, 1 + below(s, 20), below(s, 10) / 5.0);
+                buf_printf(&b, "%s{\"from\":\"n%u\",\"to\":\"n%u\",\"bytes_per_s\":%u,\"rtt_s\":%g}",
+                           n++ ? "," : "", i, j, 1 + below(s, 20), below(s, 10) / 5.0);
     buf_printf(&b, "]");
     if (below(s, 3))
-        buf_printf(&b, ",\"default_link\":{\"bytes_per_s\":%u,\"rtt_s\":%g}", 1 + below(s, 20), below(s, 10) / 5.0);
+        buf_printf(&b, ",\"default_link\":{\"bytes_per_s\":%u,\"rtt_s\":%g}", 1 + below(s, 20),
+                   below(s, 10) / 5.0);
     if (below(s, 2))
         buf_printf(&b, ",\"same_node_link\":{\"bytes_per_s\":%u,\"rtt_s\":0.01}", 5 + below(s, 50));
     if (below(s, 2))
@@ -117,7 +119,8 @@ static void gen_request(struct problem *p, uint64_t *s, unsigned devices, unsign
     buf_fini(&b);
 }
 
-void problem_random(struct problem *p, uint64_t seed, unsigned max_devices, unsigned max_layers, unsigned flags)
+void problem_random(struct problem *p, uint64_t seed, unsigned max_devices, unsigned max_layers,
+                    unsigned flags)
 {
     uint64_t s = seed * 7919 + 17;
     unsigned devices = 1 + below(&s, max_devices), layers = 1 + below(&s, max_layers);

@@ -16,7 +16,8 @@ struct problem {
 /* What a generated problem may contain. */
 enum { GEN_DAG = 1, GEN_REQUEST = 2, GEN_TIGHT = 4 };
 
-void problem_random(struct problem *p, uint64_t seed, unsigned max_devices, unsigned max_layers, unsigned flags);
+void problem_random(struct problem *p, uint64_t seed, unsigned max_devices, unsigned max_layers,
+                    unsigned flags);
 void problem_fini(struct problem *p);
 
 struct truth {
