@@ -148,7 +148,7 @@ static int cb_new_cid(ngtcp2_conn *nc, ngtcp2_cid *cid, ngtcp2_stateless_reset_t
     ep->rng->fill(ep->rng->arg, cid->data, cidlen);
     if (ngtcp2_crypto_generate_stateless_reset_token(token->data, ep->reset_secret, sizeof ep->reset_secret,
                                                      cid) != 0 ||
-        quic_ep_cid_add(ep, cid, c) < 0)
+        quic_conn_cid_add(c, cid) < 0)
         return NGTCP2_ERR_CALLBACK_FAILURE;
     return 0;
 }
@@ -157,7 +157,20 @@ static int cb_remove_cid(ngtcp2_conn *nc, const ngtcp2_cid *cid, void *user)
 {
     struct quic_conn *c = user;
     (void)nc;
-    quic_ep_cid_del(c->ep, cid);
+    quic_conn_cid_del(c, cid);
+    return 0;
+}
+
+static int cb_dcid_status(ngtcp2_conn *nc, ngtcp2_connection_id_status_type type, uint64_t seq,
+                          const ngtcp2_cid *cid, const ngtcp2_stateless_reset_token *token, void *user)
+{
+    struct quic_conn *c = user;
+    (void)nc, (void)seq, (void)cid;
+    if (!token)
+        return 0;
+    if (type == NGTCP2_CONNECTION_ID_STATUS_TYPE_ACTIVATE)
+        return quic_conn_token_add(c, token) < 0 ? NGTCP2_ERR_CALLBACK_FAILURE : 0;
+    quic_conn_token_del(c, token);
     return 0;
 }
 
@@ -169,7 +182,8 @@ static int cb_remove_cid(ngtcp2_conn *nc, const ngtcp2_cid *cid, void *user)
     .stream_reset = cb_stream_reset, .stream_stop_sending = cb_stop_sending,                                 \
     .extend_max_stream_data = cb_extend_stream, .recv_datagram = cb_datagram,                                \
     .recv_stateless_reset2 = cb_stateless_reset, .rand = cb_rand, .get_new_connection_id2 = cb_new_cid,      \
-    .remove_connection_id = cb_remove_cid, .update_key = ngtcp2_crypto_update_key_cb,                        \
+    .dcid_status2 = cb_dcid_status, .remove_connection_id = cb_remove_cid,                                   \
+    .update_key = ngtcp2_crypto_update_key_cb,                                                               \
     .delete_crypto_aead_ctx = ngtcp2_crypto_delete_crypto_aead_ctx_cb,                                       \
     .delete_crypto_cipher_ctx = ngtcp2_crypto_delete_crypto_cipher_ctx_cb,                                   \
     .get_path_challenge_data2 = ngtcp2_crypto_get_path_challenge_data2_cb,                                   \
