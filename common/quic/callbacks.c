@@ -57,15 +57,24 @@ static int cb_stream_open(ngtcp2_conn *nc, int64_t id, void *user)
     return 0;
 }
 
+static void record_reset(struct quic_stream *s, uint64_t code)
+{
+    s->reset_code = code;
+    quic_stream_event(s, QUIC_EV_RESET);
+}
+
 static int cb_stream_close(ngtcp2_conn *nc, uint32_t flags, int64_t id, uint64_t code, void *user,
                            void *stream_user)
 {
     struct quic_stream *s = stream_user;
-    (void)nc, (void)flags, (void)id, (void)code, (void)user;
+    (void)nc, (void)id, (void)user;
     if (!s)
         return 0;
     quic_stream_shut_tx(s);
     s->gone = true;
+    /* ngtcp2 answers STOP_SENDING by itself and tells nobody: the code shows here first. */
+    if ((flags & NGTCP2_STREAM_CLOSE_FLAG_APP_ERROR_CODE_SET) && !s->reset_local && !s->reset_told)
+        record_reset(s, code);
     quic_stream_event(s, QUIC_EV_CLOSED);
     return 0;
 }
@@ -73,24 +82,9 @@ static int cb_stream_close(ngtcp2_conn *nc, uint32_t flags, int64_t id, uint64_t
 static int cb_stream_reset(ngtcp2_conn *nc, int64_t id, uint64_t final_size, uint64_t code, void *user,
                            void *stream_user)
 {
-    struct quic_stream *s = stream_user;
     (void)nc, (void)id, (void)final_size, (void)user;
-    if (!s)
-        return 0;
-    s->reset_code = code;
-    quic_stream_event(s, QUIC_EV_RESET);
-    return 0;
-}
-
-static int cb_stop_sending(ngtcp2_conn *nc, int64_t id, uint64_t code, void *user, void *stream_user)
-{
-    struct quic_stream *s = stream_user;
-    (void)nc, (void)id, (void)user;
-    if (!s)
-        return 0;
-    quic_stream_shut_tx(s); /* ngtcp2 answers with RESET_STREAM itself */
-    s->reset_code = code;
-    quic_stream_event(s, QUIC_EV_RESET);
+    if (stream_user)
+        record_reset(stream_user, code);
     return 0;
 }
 
@@ -179,11 +173,10 @@ static int cb_dcid_status(ngtcp2_conn *nc, ngtcp2_connection_id_status_type type
     .encrypt = ngtcp2_crypto_encrypt_cb, .decrypt = ngtcp2_crypto_decrypt_cb,                                \
     .hp_mask = ngtcp2_crypto_hp_mask_cb, .recv_stream_data = cb_recv_stream_data,                            \
     .acked_stream_data_offset = cb_acked, .stream_open = cb_stream_open, .stream_close = cb_stream_close,    \
-    .stream_reset = cb_stream_reset, .stream_stop_sending = cb_stop_sending,                                 \
-    .extend_max_stream_data = cb_extend_stream, .recv_datagram = cb_datagram,                                \
-    .recv_stateless_reset2 = cb_stateless_reset, .rand = cb_rand, .get_new_connection_id2 = cb_new_cid,      \
-    .dcid_status2 = cb_dcid_status, .remove_connection_id = cb_remove_cid,                                   \
-    .update_key = ngtcp2_crypto_update_key_cb,                                                               \
+    .stream_reset = cb_stream_reset, .extend_max_stream_data = cb_extend_stream,                             \
+    .recv_datagram = cb_datagram, .recv_stateless_reset2 = cb_stateless_reset, .rand = cb_rand,              \
+    .get_new_connection_id2 = cb_new_cid, .dcid_status2 = cb_dcid_status,                                    \
+    .remove_connection_id = cb_remove_cid, .update_key = ngtcp2_crypto_update_key_cb,                        \
     .delete_crypto_aead_ctx = ngtcp2_crypto_delete_crypto_aead_ctx_cb,                                       \
     .delete_crypto_cipher_ctx = ngtcp2_crypto_delete_crypto_cipher_ctx_cb,                                   \
     .get_path_challenge_data2 = ngtcp2_crypto_get_path_challenge_data2_cb,                                   \

@@ -534,7 +534,9 @@ void quic_conn_bury(struct quic_conn *c)
     for (struct quic_stream *s; (s = TAILQ_FIRST(&c->streams));)
         quic_stream_last_upcall(s);
     quic_stream_release_done(c);
-    if ((c->told_up || !c->server) && c->ops->on_closed)
+    /* Of accepted connections that never came up only those matter whose certificate we refused. */
+    bool refused = c->why.kind == QUIC_CLOSE_TRUST && c->bye == QUIC_BYE_ALERT;
+    if ((c->told_up || !c->server || refused) && c->ops->on_closed)
         c->ops->on_closed(c, &c->why, c->arg);
     if (c->server) {
         ep->naccepted--;

@@ -89,7 +89,10 @@ static ngtcp2_ssize fill_pkt(ngtcp2_conn *nc, ngtcp2_path *path, ngtcp2_pkt_info
             s->tx_blocked = true;
             quic_stream_unready(s);
             continue;
-        case NGTCP2_ERR_STREAM_SHUT_WR:
+        case NGTCP2_ERR_STREAM_SHUT_WR: /* the peer asked us to stop sending; its code shows at the close */
+            quic_stream_event(s, QUIC_EV_RESET);
+            quic_stream_shut_tx(s);
+            continue;
         case NGTCP2_ERR_STREAM_NOT_FOUND:
             quic_stream_shut_tx(s);
             continue;
