@@ -1,0 +1,38 @@
+/*
+ * The coordinator's configuration file: YAML, read once, checked whole, then immutable. An unknown key, a
+ * wrong type or a value out of range is an error with the file, line and column; nothing is guessed.
+ */
+#ifndef STRATA_COORDINATOR_CONFIG_H
+#define STRATA_COORDINATOR_CONFIG_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/base/err.h"
+#include "common/base/log.h"
+
+struct config_link {
+    char *from, *to;    /* nodes */
+    double bytes_per_s; /* > 0 */
+    uint64_t rtt_ns;
+};
+
+struct coord_config {
+    char *listen;  /* host:port of the control socket */
+    char *tls_dir; /* holds ca.crt, coordinator.crt, coordinator.key */
+    char *trust_domain;
+    char *state_dir; /* state.db, audit.db, reset.key, ticket.key */
+    char *admin;     /* principal of the first admin policy: "user/admin" */
+    uint64_t suspect_ns, lost_ns, heartbeat_ns;
+    bool audit_echo; /* audit rows on the log too */
+    enum log_level log_level;
+    struct config_link *links; /* declared between nodes, until they are measured */
+    unsigned nlinks;
+    double default_bytes_per_s; /* 0 = nodes without a link cannot exchange layers' activations */
+    uint64_t default_rtt_ns;
+};
+
+int coord_config_read(struct coord_config *out, const char *path, struct err *e) ST_CHECK;
+void coord_config_fini(struct coord_config *c);
+
+#endif
