@@ -86,7 +86,7 @@ static void test_back_pressure(void **state)
     struct asked a = {.take_at_most = 1000};
     (void)state;
     world_start(&w, false);
-    fetch(&a, w.c, "x", 32 * MIB, 400 * NS_PER_MS);
+    fetch(&a, w.c, "x", 8 * MIB, 3 * NS_PER_S);
     UNTIL(&w, a.done);
     assert_int_equal(a.st.code, 4);
     assert_int_equal(a.got, 1000);
