@@ -28,6 +28,25 @@ static void fail(struct rpc_call *c, unsigned code, const char *reason, const ch
     done(c, NULL);
 }
 
+static void settle(struct rpc_call *c)
+{
+    if (c->ended)
+        return;
+    if (c->canceled)
+        rpc_status_set(&c->st, 1, "CANCELLED", "cancelled");
+    else if (c->expired)
+        rpc_status_set(&c->st, 4, "DEADLINE", "no answer before the deadline");
+    else
+        rpc_status_set(&c->st, 14, "CONNECTION_LOST", "the connection was lost before the answer");
+    done(c, NULL);
+}
+
+/* Nothing more is delivered: the application has heard the end, or asked for it. */
+static bool over(const struct rpc_call *c)
+{
+    return c->ended || c->canceled;
+}
+
 static int take_status(struct rpc_call *c, const struct frame *f)
 {
     Strata__V1__CallStatus *st =
@@ -55,7 +74,7 @@ static int take_message(struct rpc_call *c, const struct frame *f)
 
 static int take_frames(struct rpc_call *c, const uint8_t *p, size_t n, size_t *at)
 {
-    while (*at < n && !c->ended && !(c->got_head && c->flags & RPC_BULK)) {
+    while (*at < n && !over(c) && !(c->got_head && c->flags & RPC_BULK)) {
         struct frame f;
         size_t used;
         int rc = frame_next(&c->dec, p + *at, n - *at, &used, &f);
@@ -83,7 +102,7 @@ static void take_bulk(struct rpc_call *c)
         if (!body)
             break;
         size_t took = c->ops->on_bulk(c, p, body, c->arg);
-        if (c->ended)
+        if (over(c))
             return;
         if (!EVP_DigestUpdate(c->md, p, took)) {
             fail(c, 13, "DIGEST", "cannot compute the digest");
@@ -122,18 +141,18 @@ static void on_readable(struct quic_stream *st, void *arg)
         size_t n = quic_stream_peek(st, &p, &fin), at = 0;
         if (!n)
             break;
-        int rc = c->ended ? ST_OK : take_frames(c, p, n, &at);
+        int rc = over(c) ? ST_OK : take_frames(c, p, n, &at);
         if (rc < 0) {
             quic_stream_consume(st, n);
             fail(c, rc == ST_ELIMIT ? 8 : 13, "PROTOCOL",
                  "the peer answered with something that is no valid frame");
             return;
         }
-        quic_stream_consume(st, c->ended ? n : at);
+        quic_stream_consume(st, over(c) ? n : at);
     }
-    if (c->got_head && c->flags & RPC_BULK && !c->ended && !c->paused)
+    if (c->got_head && c->flags & RPC_BULK && !over(c) && !c->paused)
         take_bulk(c);
-    else if (fin && !c->ended)
+    else if (fin && !over(c))
         fail(c, 13, "NO_STATUS", "the peer ended the call without a status");
 }
 
@@ -151,15 +170,7 @@ static void on_closed(struct quic_stream *st, void *arg)
 {
     struct rpc_call *c = arg;
     (void)st;
-    if (!c->ended) {
-        if (c->canceled)
-            rpc_status_set(&c->st, 1, "CANCELLED", "cancelled");
-        else if (c->expired)
-            rpc_status_set(&c->st, 4, "DEADLINE", "no answer before the deadline");
-        else
-            rpc_status_set(&c->st, 14, "CONNECTION_LOST", "the connection was lost before the answer");
-        done(c, NULL);
-    }
+    settle(c);
     rpc_call_free(c);
 }
 
@@ -219,10 +230,12 @@ int rpc_call(struct rpc_call **out, struct rpc_session *s, const ProtobufCServic
 
 void rpc_cancel(struct rpc_call *c)
 {
-    if (c->ended)
+    if (over(c))
         return;
     c->canceled = true;
     quic_stream_reset(c->stream, RPC_RESET_BASE + 1);
+    /* A peer that hangs would keep the stream open: on_done does not wait for it. Without memory it does. */
+    (void)!rpc_deadline_set(c, 0);
 }
 
 void rpc_out_expired(struct rpc_call *c)
@@ -231,12 +244,20 @@ void rpc_out_expired(struct rpc_call *c)
         return;
     c->expired = true;
     quic_stream_reset(c->stream, RPC_RESET_BASE + 4);
+    settle(c);
 }
 
 void rpc_bulk_resume(struct rpc_call *c)
 {
-    if (c->ended || !c->paused)
+    if (over(c) || !c->paused)
         return;
-    c->paused = false;
-    take_bulk(c);
+    c->resume = true;
+    rpc_wake(c->s);
+}
+
+void rpc_out_resumed(struct rpc_call *c)
+{
+    c->resume = c->paused = false;
+    if (!over(c))
+        take_bulk(c);
 }

@@ -44,8 +44,9 @@ struct rpc_call {
     bool got_head; /* inbound: the request arrived; outbound bulk: the head message arrived, bytes follow */
     bool got_header;
     bool paused; /* outbound bulk: on_bulk took less than it was given */
+    bool resume; /* and rpc_bulk_resume() was called since */
+    bool broken; /* inbound: the frames make no sense any more, what follows is dropped unread */
     bool canceled, expired;
-    unsigned reset_code; /* google.rpc.Code of the peer's reset; 0 = none */
     struct buf tail;     /* a STATUS that the full send queue did not take yet */
     struct rpc_status st;
     bool has_st;
@@ -82,6 +83,8 @@ void rpc_status_set(struct rpc_status *st, unsigned code, const char *reason, co
 void rpc_serve_start(struct rpc_session *s, struct quic_stream *st);
 void rpc_serve_expired(struct rpc_call *c);
 void rpc_out_expired(struct rpc_call *c);
+void rpc_out_resumed(struct rpc_call *c);
+void rpc_wake(struct rpc_session *s); /* a look at deadlines and resumed calls soon, never inline */
 
 /* message.c: packs a frame behind what is in *b; unpacks with a cap on what the decoder may allocate, NULL on
  * malformed or too large. */

@@ -167,6 +167,7 @@ static int take_request(struct rpc_call *c, const struct frame *f)
 
 static void refuse(struct rpc_call *c, int rc)
 {
+    c->broken = true;
     if (rc == ST_ELIMIT && !c->ended && c->got_header) {
         finish(c, 8, "FRAME_TOO_LARGE", "a header may have 64 KiB and a message 1 MiB");
         return;
@@ -182,7 +183,11 @@ static void on_readable(struct quic_stream *st, void *arg)
     bool fin;
     for (size_t n; (n = quic_stream_peek(st, &p, &fin)) > 0;) {
         size_t at = 0;
-        int rc = 1;
+        int rc = 1; /* what a call in here does to the stream leaves p readable, a reset too */
+        if (c->broken) {
+            quic_stream_consume(st, n);
+            continue;
+        }
         while (at < n && rc > 0) {
             struct frame f;
             size_t used;
@@ -196,8 +201,7 @@ static void on_readable(struct quic_stream *st, void *arg)
         }
         if (rc < 0) {
             refuse(c, rc);
-            quic_stream_consume(st, n);
-            return;
+            at = n;
         }
         quic_stream_consume(st, at);
     }

@@ -41,7 +41,16 @@ static void on_timer(evutil_socket_t fd, short what, void *arg)
         else
             rpc_out_expired(c);
     }
+    /* New calls enter at the front and none is freed from here, so the walk is safe. */
+    for (struct rpc_call *c = s->calls; c; c = c->next)
+        if (c->resume)
+            rpc_out_resumed(c);
     arm(s);
+}
+
+void rpc_wake(struct rpc_session *s)
+{
+    event_active(s->timer, EV_TIMEOUT, 0);
 }
 
 int rpc_deadline_set(struct rpc_call *c, uint64_t at_ns)
