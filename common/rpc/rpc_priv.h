@@ -43,13 +43,14 @@ struct rpc_call {
     bool ended;    /* answered or told: the application has let go of it */
     bool got_head; /* inbound: the request arrived; outbound bulk: the head message arrived, bytes follow */
     bool got_header;
-    bool paused; /* outbound bulk: on_bulk took less than it was given */
-    bool resume; /* and rpc_bulk_resume() was called since */
-    bool broken; /* inbound: the frames make no sense any more, what follows is dropped unread */
-    bool canceled, expired;
-    struct buf tail;     /* a STATUS that the full send queue did not take yet */
+    bool paused;     /* outbound bulk: on_bulk took less than it was given */
+    bool reset;      /* we reset the stream: what was peeked is gone, nothing may be read or consumed */
+    bool deaf;       /* inbound: the request was refused, what still comes is thrown away */
+    bool begun;      /* inbound: a MESSAGE went out; after that a bulk call can only end by digest or reset */
+    bool canceled;   /* outbound: on_done with code 1 is due at the next timer */
+    bool resumed;    /* outbound bulk: reading goes on at the next timer */
+    struct buf tail; /* a STATUS that the full send queue did not take yet */
     struct rpc_status st;
-    bool has_st;
     struct frame_dec dec;
     unsigned flags;
     char name[96];
@@ -67,24 +68,27 @@ struct rpc_call {
     /* bulk */
     EVP_MD_CTX *md;
     uint8_t digest[32];
-    bool has_digest;
     uint64_t deadline_ns;
 };
 
 #define RPC_RESET_BASE 0x100u
+/* How long the stream of an ended call may live on, waiting for the peer. */
+#define RPC_LINGER_NS (10 * NS_PER_S)
 
 /* session.c */
 struct rpc_call *rpc_call_alloc(struct rpc_session *s, bool inbound);
 void rpc_call_free(struct rpc_call *c);
 int rpc_deadline_set(struct rpc_call *c, uint64_t at_ns) ST_CHECK;
+/* Runs rpc_out_expired() from the timer soon, never inline; deadline_ns stays. */
+int rpc_soon(struct rpc_call *c) ST_CHECK;
+/* `code` is a google.rpc.Code. Bytes borrowed from the stream are gone after this. */
+void rpc_call_reset(struct rpc_call *c, unsigned code);
 void rpc_status_set(struct rpc_status *st, unsigned code, const char *reason, const char *text);
 
 /* serve.c and call.c */
 void rpc_serve_start(struct rpc_session *s, struct quic_stream *st);
 void rpc_serve_expired(struct rpc_call *c);
 void rpc_out_expired(struct rpc_call *c);
-void rpc_out_resumed(struct rpc_call *c);
-void rpc_wake(struct rpc_session *s); /* a look at deadlines and resumed calls soon, never inline */
 
 /* message.c: packs a frame behind what is in *b; unpacks with a cap on what the decoder may allocate, NULL on
  * malformed or too large. */

@@ -41,16 +41,7 @@ static void on_timer(evutil_socket_t fd, short what, void *arg)
         else
             rpc_out_expired(c);
     }
-    /* New calls enter at the front and none is freed from here, so the walk is safe. */
-    for (struct rpc_call *c = s->calls; c; c = c->next)
-        if (c->resume)
-            rpc_out_resumed(c);
     arm(s);
-}
-
-void rpc_wake(struct rpc_session *s)
-{
-    event_active(s->timer, EV_TIMEOUT, 0);
 }
 
 int rpc_deadline_set(struct rpc_call *c, uint64_t at_ns)
@@ -64,6 +55,20 @@ int rpc_deadline_set(struct rpc_call *c, uint64_t at_ns)
     if (rc == ST_OK && heap_top(&c->s->deadlines) == &c->deadline)
         arm(c->s);
     return rc;
+}
+
+int rpc_soon(struct rpc_call *c)
+{
+    int rc = heap_set(&c->s->deadlines, &c->deadline, 0);
+    if (rc == ST_OK)
+        arm(c->s);
+    return rc;
+}
+
+void rpc_call_reset(struct rpc_call *c, unsigned code)
+{
+    c->reset = true;
+    quic_stream_reset(c->stream, RPC_RESET_BASE + code);
 }
 
 struct rpc_call *rpc_call_alloc(struct rpc_session *s, bool inbound)

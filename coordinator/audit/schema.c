@@ -9,7 +9,7 @@ static const char *const steps[] = {
     " severity INTEGER NOT NULL CHECK(severity BETWEEN 0 AND 4), result INTEGER NOT NULL CHECK(result "
     "BETWEEN 0 AND 2),"
     " principal INTEGER NOT NULL, device INTEGER NOT NULL, node INTEGER NOT NULL, session INTEGER NOT NULL,"
-    " job INTEGER NOT NULL, operation INTEGER NOT NULL, error TEXT, meta TEXT CHECK(json_valid(meta))) "
+    " job INTEGER NOT NULL, operation INTEGER NOT NULL, error TEXT, meta TEXT CHECK(meta IS NULL OR json_valid(meta))) "
     "STRICT;"
     "CREATE INDEX audit_time ON audit(ts_us);"
     "CREATE INDEX audit_principal ON audit(principal);"
