@@ -9,6 +9,7 @@
 
 #include "bench/bench.h"
 #include "bench/rpc/peer.h"
+#include "common/base/str.h"
 
 enum { OURS, TLS, TCP, PEERS };
 #define ROUNDS_MAX 7
@@ -40,6 +41,7 @@ static void on_tick(evutil_socket_t fd, short what, void *arg)
 struct wait {
     struct link *l;
     bool down, bulk_end;
+    char why[160];
 };
 
 static void wait_up(struct link *l)
@@ -50,6 +52,7 @@ static void wait_up(struct link *l)
 static void wait_down(struct link *l)
 {
     struct wait *w = l->arg;
+    str_copy(w->why, sizeof w->why, l->why);
     w->down = true;
     w->l = NULL;
 }
@@ -73,7 +76,8 @@ static int link_open(struct world *w, int k, int port, struct wait *wt)
         event_base_loop(w->base, EVLOOP_ONCE);
     if (wt->l && wt->l->up)
         return ST_OK;
-    return err_set(w->e, ST_EUNREACH, "no connection to the server of %s", transports[k]->name);
+    return err_set(w->e, ST_EUNREACH, "no connection to the server of %s: %s", transports[k]->name,
+                   wt->down ? wt->why : "no answer in 10 s");
 }
 
 static void link_shut(struct world *w, int k, struct wait *wt)
@@ -186,6 +190,7 @@ static int calls(struct world *w, int k, unsigned outstanding, double *rate, dou
 struct dials {
     unsigned live;
     uint64_t ups, fails;
+    char why[160];
     const struct transport *t;
 };
 
@@ -200,7 +205,8 @@ static void dial_down(struct link *l)
 {
     struct dials *d = l->arg;
     d->live--;
-    d->fails += !l->up;
+    if (!l->up && !d->fails++)
+        str_copy(d->why, sizeof d->why, l->why);
 }
 
 static int handshakes(struct world *w, int k, double *wall, double *per_core)
@@ -221,7 +227,7 @@ static int handshakes(struct world *w, int k, double *wall, double *per_core)
     while (d.live)
         event_base_loop(w->base, EVLOOP_ONCE);
     if (rc == ST_OK && (d.fails || cpu <= 0))
-        rc = err_set(w->e, ST_EUNREACH, "handshakes with %s failed", d.t->name);
+        rc = err_set(w->e, ST_EUNREACH, "handshakes with %s failed: %s", d.t->name, d.why);
     *wall = ups / took;
     *per_core = ups / cpu;
     return rc;
@@ -323,6 +329,7 @@ static int calls_beside_bulk(struct world *w, int k, double *p99)
 
 struct crowd {
     unsigned up, down;
+    char why[160];
 };
 
 static void crowd_up(struct link *l)
@@ -332,7 +339,9 @@ static void crowd_up(struct link *l)
 
 static void crowd_down(struct link *l)
 {
-    ((struct crowd *)l->arg)->down++;
+    struct crowd *c = l->arg;
+    if (!c->down++)
+        str_copy(c->why, sizeof c->why, l->why);
 }
 
 /* Opens until n are up, a few at a time. */
@@ -348,8 +357,8 @@ static int crowd_grow(struct world *w, int k, void *client, struct crowd *c, str
         event_base_loop(w->base, EVLOOP_ONCE);
     }
     if (rc == ST_OK && (c->down || c->up < n))
-        rc = err_set(w->e, ST_EUNREACH, "%u of %u connections of %s were lost", n - c->up + c->down, n,
-                     transports[k]->name);
+        rc = err_set(w->e, ST_EUNREACH, "%u of %u connections of %s were lost: %s", n - c->up + c->down, n,
+                     transports[k]->name, c->why);
     for (uint64_t end = now_ns() + 300 * NS_PER_MS; rc == ST_OK && now_ns() < end;) /* settle */
         event_base_loop(w->base, EVLOOP_ONCE);
     return rc;
