@@ -21,9 +21,10 @@
 #include "common/base/str.h"
 
 #define DEFAULT_NS (30 * NS_PER_S)
-#define REAP_NS (5 * NS_PER_S) /* a killed process that a driver holds in the kernel is given up after this  \
-                                */
-#define RX_BATCH 64            /* answers taken in one turn */
+#define REAP_NS                                                                                              \
+    (5 * NS_PER_S)  /* a killed process that a driver holds in the kernel is given up after this             \
+                     */
+#define RX_BATCH 64 /* answers taken in one turn */
 #define NO_SLOT UINT32_MAX
 
 enum state { STARTING, READY, DYING, GONE };

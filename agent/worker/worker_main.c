@@ -193,9 +193,9 @@ int main(int argc, char **argv)
     if (!m)
         return fail(EXIT_START, "no memory");
     if (arguments(m, argc, argv) < 0)
-        return fail(EXIT_USAGE, "this program is started by strata-agent, not by hand");
+        _exit(fail(EXIT_USAGE, "this program is started by strata-agent, not by hand"));
     if (map_ring(m) < 0)
-        return fail(EXIT_START, "the staging ring cannot be mapped or is smaller than announced");
+        _exit(fail(EXIT_START, "the staging ring cannot be mapped or is smaller than announced"));
     fcntl((int)m->control, F_SETFD, FD_CLOEXEC); /* a driver may start helpers of its own */
     fcntl((int)m->ring_fd, F_SETFD, FD_CLOEXEC);
     if (start(m, &e) < 0)
