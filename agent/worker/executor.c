@@ -80,7 +80,7 @@ static int execute(struct executor *x, struct gpu *g, const struct wire_req *r, 
 {
     uint64_t handle = WIRE_LOCAL(r->handle), made = 0;
     struct gpu_rates rates = {0};
-    uint8_t *data;
+    uint8_t *data = NULL;
     int rc;
     switch ((enum wire_op)r->op) {
     case WIRE_ALLOC:
