@@ -215,6 +215,8 @@ int coord_config_read(struct coord_config *out, const char *path, struct err *e)
                                       (cyaml_data_t **)&r, NULL);
     if (bad != CYAML_OK)
         rc = err_set(e, ST_ECONFIG, "%s: %s (%s)", path, buf_cstr(&why), cyaml_strerror(bad));
+    else if (!r)
+        rc = err_set(e, ST_ECONFIG, "%s: no yaml document in it: the file is empty", path);
     else
         rc = validate(out, r, path, e);
     cyaml_free(&cfg, &top, r, 0);

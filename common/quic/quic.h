@@ -2,9 +2,9 @@
  * QUIC v1 endpoints, connections and streams over libevent and ngtcp2, always mutually authenticated.
  *
  * Everything here belongs to one loop thread. A turn of the endpoint runs: bounded ingress, upcalls, egress,
- * timers, reap. Upcalls run only from the endpoint's turn, never from inside a call made by the application, so
- * any function may be called from any upcall, quic_conn_close() included. A connection or stream pointer stays
- * valid until its on_closed upcall returns.
+ * timers, reap. Upcalls run only from the endpoint's turn, never from inside a call made by the application,
+ * so any function may be called from any upcall, quic_conn_close() included. A connection or stream pointer
+ * stays valid until its on_closed upcall returns.
  *
  * This is the only room that includes ngtcp2.
  */
@@ -32,15 +32,17 @@ struct quic_addr {
     struct sockaddr_storage ss;
     socklen_t len;
 };
-int quic_addr_parse(const char *host_port, struct quic_addr *out, struct err *e) ST_CHECK; /* numeric or resolvable */
+int quic_addr_parse(const char *host_port, struct quic_addr *out,
+                    struct err *e) ST_CHECK; /* numeric or resolvable */
 void quic_addr_str(const struct quic_addr *a, char out[64]);
 
 struct quic_link_ops {
-    /* Sends len bytes as datagrams of gso bytes (the last may be shorter). 0; ST_EAGAIN = blocked, the endpoint
-     * keeps the bytes and waits for quic_ep_writable(); other errors count as loss. */
+    /* Sends len bytes as datagrams of gso bytes (the last may be shorter). 0; ST_EAGAIN = blocked, the
+     * endpoint keeps the bytes and waits for quic_ep_writable(); other errors count as loss. */
     int (*send)(void *arg, const struct quic_addr *local, const struct quic_addr *remote, uint8_t ecn,
                 const uint8_t *data, size_t len, size_t gso);
-    /* One-shot wake-up at an absolute monotonic time; UINT64_MAX cancels. Past times fire at once, never inline. */
+    /* One-shot wake-up at an absolute monotonic time; UINT64_MAX cancels. Past times fire at once, never
+     * inline. */
     void (*set_timer)(void *arg, uint64_t at_ns);
     /* Asks for one quic_ep_turn() soon, never inline. */
     void (*kick)(void *arg);
@@ -59,27 +61,29 @@ enum quic_close_kind {
 };
 struct quic_close {
     enum quic_close_kind kind;
-    int status;        /* ST_ETRUST, ST_EUNREACH, ST_EDEADLINE, ST_ECLOSED, ST_EPROTO … */
-    uint64_t code;     /* application or transport code */
-    char reason[200];  /* a sentence for people */
+    int status;       /* ST_ETRUST, ST_EUNREACH, ST_EDEADLINE, ST_ECLOSED, ST_EPROTO … */
+    uint64_t code;    /* application or transport code */
+    char reason[200]; /* a sentence for people */
 };
 
 struct quic_conn_ops {
-    /* Handshake confirmed and identity checked: the connection counts as up. For an accepted connection this is
-     * the first the application hears of it; set ops/arg on it with quic_conn_set(). */
+    /* Handshake confirmed and identity checked: the connection counts as up. For an accepted connection this
+     * is the first the application hears of it; set ops/arg on it with quic_conn_set(). */
     void (*on_up)(struct quic_conn *c, void *arg);
     /* The peer opened a stream (bidirectional). Call quic_stream_set() here or it is reset. */
     void (*on_stream)(struct quic_conn *c, struct quic_stream *s, void *arg);
-    void (*on_datagram)(struct quic_conn *c, const uint8_t *p, size_t n, uint64_t rx_ns, void *arg); /* may be NULL */
-    /* The last upcall. Comes after on_closed of every stream. A dialled connection that never came up gets it too. */
+    void (*on_datagram)(struct quic_conn *c, const uint8_t *p, size_t n, uint64_t rx_ns,
+                        void *arg); /* may be NULL */
+    /* The last upcall. Comes after on_closed of every stream. A dialled connection that never came up gets it
+     * too. */
     void (*on_closed)(struct quic_conn *c, const struct quic_close *why, void *arg);
 };
 
 struct quic_limits {
-    uint64_t stream_window, conn_window;        /* receive credit, bytes */
+    uint64_t stream_window, conn_window;         /* receive credit, bytes */
     uint64_t max_stream_window, max_conn_window; /* auto-tuning ceilings; 0 = fixed */
-    uint64_t max_streams;                       /* concurrent, opened by the peer */
-    size_t send_queue;                          /* per stream: quic_stream_write says ST_EAGAIN above it */
+    uint64_t max_streams;                        /* concurrent, opened by the peer */
+    size_t send_queue;                           /* per stream: quic_stream_write says ST_EAGAIN above it */
     unsigned max_conns, max_conns_per_addr, max_handshakes; /* beyond max_handshakes: Retry */
     uint64_t idle_ns, handshake_ns, keepalive_ns;           /* keepalive 0 = off (the dialler keeps alive) */
     size_t max_datagram_frame;                              /* 0 = datagrams off */
@@ -93,19 +97,20 @@ struct quic_ep_cfg {
     const struct clock *clock;
     const struct rng *rng;
     const struct log *log;
-    struct tls_ctx *tls;           /* a reference is taken */
+    struct tls_ctx *tls; /* a reference is taken */
     struct quic_limits limits;
-    uint8_t reset_secret[32];      /* persisted by the daemon, so that a restart is noticed at once */
-    bool accept;                   /* false: only dials */
+    uint8_t reset_secret[32]; /* persisted by the daemon, so that a restart is noticed at once */
+    bool accept;              /* false: only dials */
     const struct quic_conn_ops *accept_ops; /* for accepted connections, until quic_conn_set() */
     void *accept_arg;
     const struct quic_link_ops *link;
     void *link_arg;
-    struct quic_addr local;        /* of the link */
+    struct quic_addr local; /* of the link */
 };
 
 int quic_ep_new(struct quic_ep **out, const struct quic_ep_cfg *cfg, struct err *e) ST_CHECK;
-/* Closes every connection with `code`, sends what that needs, upcalls on_closed for each, then frees. Not from an upcall. */
+/* Closes every connection with `code`, sends what that needs, upcalls on_closed for each, then frees. Not
+ * from an upcall. */
 void quic_ep_free(struct quic_ep *ep, uint64_t code, const char *reason);
 /* New connections use the new certificates; live ones keep theirs. */
 void quic_ep_set_tls(struct quic_ep *ep, struct tls_ctx *tls);
@@ -114,8 +119,8 @@ void quic_ep_drain(struct quic_ep *ep);
 size_t quic_ep_conns(const struct quic_ep *ep);
 
 /* The link's side (the UDP room calls these; tests with an in-memory link do). */
-void quic_ep_input(struct quic_ep *ep, const struct quic_addr *local, const struct quic_addr *remote, uint8_t ecn,
-                   const uint8_t *pkt, size_t n);
+void quic_ep_input(struct quic_ep *ep, const struct quic_addr *local, const struct quic_addr *remote,
+                   uint8_t ecn, const uint8_t *pkt, size_t n);
 void quic_ep_writable(struct quic_ep *ep);
 void quic_ep_turn(struct quic_ep *ep); /* after a batch of input, on a timer, on a kick */
 
@@ -125,8 +130,9 @@ struct quic_ep_stats {
 };
 void quic_ep_stats(const struct quic_ep *ep, struct quic_ep_stats *out);
 
-/* UDP socket with GSO, GRO, ECN, PKTINFO and path MTU probing, wired to `base`. Makes the endpoint too: cfg.link,
- * link_arg and local are filled in by it. priority is a libevent priority. ST_EEXIST = port in use, named in e. */
+/* UDP socket with GSO, GRO, ECN, PKTINFO and path MTU probing, wired to `base`. Makes the endpoint too:
+ * cfg.link, link_arg and local are filled in by it. priority is a libevent priority. ST_EEXIST = port in use,
+ * named in e. */
 struct quic_udp;
 int quic_udp_new(struct quic_udp **out, struct quic_ep **ep, struct event_base *base, int priority,
                  const char *bind_host_port, struct quic_ep_cfg *cfg, struct err *e) ST_CHECK;
@@ -136,8 +142,9 @@ uint16_t quic_udp_port(const struct quic_udp *u);
 /* ---- connection ---- */
 
 /* Starts a handshake. expect_kind/expect_name say who must answer (name NULL = any of that kind). */
-int quic_connect(struct quic_conn **out, struct quic_ep *ep, const struct quic_addr *remote, enum tls_kind expect_kind,
-                 const char *expect_name, const struct quic_conn_ops *ops, void *arg, struct err *e) ST_CHECK;
+int quic_connect(struct quic_conn **out, struct quic_ep *ep, const struct quic_addr *remote,
+                 enum tls_kind expect_kind, const char *expect_name, const struct quic_conn_ops *ops,
+                 void *arg, struct err *e) ST_CHECK;
 void quic_conn_set(struct quic_conn *c, const struct quic_conn_ops *ops, void *arg);
 const struct tls_identity *quic_conn_peer(const struct quic_conn *c); /* valid once up */
 const struct quic_addr *quic_conn_remote(const struct quic_conn *c);
@@ -156,7 +163,8 @@ void quic_conn_info(const struct quic_conn *c, struct quic_conn_info *out);
 /* ---- streams (bidirectional) ---- */
 
 struct quic_stream_ops {
-    /* Bytes or FIN arrived since the last read. Not called again until quic_stream_peek() returned all there was. */
+    /* Bytes or FIN arrived since the last read. Not called again until quic_stream_peek() returned all there
+     * was. */
     void (*on_readable)(struct quic_stream *s, void *arg);
     /* The send queue fell below a quarter of its limit after a write said ST_EAGAIN. May be NULL. */
     void (*on_writable)(struct quic_stream *s, void *arg);
@@ -166,7 +174,8 @@ struct quic_stream_ops {
 };
 
 /* ST_EAGAIN when the peer's stream limit is reached, ST_ECLOSED when the connection is going. */
-int quic_stream_open(struct quic_stream **out, struct quic_conn *c, const struct quic_stream_ops *ops, void *arg) ST_CHECK;
+int quic_stream_open(struct quic_stream **out, struct quic_conn *c, const struct quic_stream_ops *ops,
+                     void *arg) ST_CHECK;
 void quic_stream_set(struct quic_stream *s, const struct quic_stream_ops *ops, void *arg);
 struct quic_conn *quic_stream_conn(struct quic_stream *s);
 int64_t quic_stream_id(const struct quic_stream *s);
@@ -181,7 +190,8 @@ void quic_stream_consume(struct quic_stream *s, size_t n);
  * 16 MiB), ST_ECLOSED. `fin` ends our side. n = 0 with fin is fine. */
 int quic_stream_write(struct quic_stream *s, const void *p, size_t n, bool fin) ST_CHECK;
 /* The same without copying: `done` runs (in a turn) when every byte is acknowledged or the stream is gone. */
-int quic_stream_write_ref(struct quic_stream *s, const void *p, size_t n, bool fin, void (*done)(void *arg), void *arg) ST_CHECK;
+int quic_stream_write_ref(struct quic_stream *s, const void *p, size_t n, bool fin, void (*done)(void *arg),
+                          void *arg) ST_CHECK;
 size_t quic_stream_queued(const struct quic_stream *s); /* accepted, not yet acknowledged */
 /* RESET_STREAM + STOP_SENDING; on_closed follows. */
 void quic_stream_reset(struct quic_stream *s, uint64_t code);

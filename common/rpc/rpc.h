@@ -1,10 +1,11 @@
 /*
  * Calls over one QUIC connection. A session is symmetric: either end may call the other, whoever dialled.
  *
- * One bidirectional stream a call. Frame = kind byte, QUIC varint length, protobuf. The caller sends HEADER, then
- * MESSAGEs, FIN; the callee MESSAGEs, one STATUS, FIN. Cancel = reset of the stream. Control frames (HEADER,
- * STATUS) ≤ 64 KiB, MESSAGE ≤ 1 MiB: checked before allocation. Bulk: after its first MESSAGE a method marked RPC_BULK
- * carries raw bytes instead of frames, ended by a 32-byte SHA-256 trailer and STATUS. Loop thread only.
+ * One bidirectional stream a call. Frame = kind byte, QUIC varint length, protobuf. The caller sends HEADER,
+ * then MESSAGEs, FIN; the callee MESSAGEs, one STATUS, FIN. Cancel = reset of the stream. Control frames
+ * (HEADER, STATUS) ≤ 64 KiB, MESSAGE ≤ 1 MiB: checked before allocation. A method marked RPC_BULK answers
+ * with one MESSAGE, then raw bytes, a 32-byte SHA-256 trailer and FIN; before the MESSAGE a STATUS says why
+ * not, after it only a reset can. A reset carries 0x100 + the google.rpc.Code. Loop thread only.
  */
 #ifndef STRATA_RPC_RPC_H
 #define STRATA_RPC_RPC_H
@@ -21,7 +22,8 @@
 struct rpc_session;
 struct rpc_call;
 
-/* What a call ended with: a google.rpc.Code, a stable reason, a sentence, details (protobuf bytes, may be empty). */
+/* What a call ended with: a google.rpc.Code, a stable reason, a sentence, details (protobuf bytes, may be
+ * empty). */
 struct rpc_status {
     unsigned code;
     char reason[40];
@@ -43,8 +45,8 @@ struct rpc_method {
 };
 struct rpc_table; /* immutable after rpc_table_new; checked against the service descriptors */
 
-/* Fails (ST_EINVAL, text names the method) when a method is not declared in its service or one of a listed service
- * has no handler, so that a table cannot drift from the .proto files. */
+/* Fails (ST_EINVAL, text names the method) when a method is not declared in its service or one of a listed
+ * service has no handler, so that a table cannot drift from the .proto files. */
 int rpc_table_new(struct rpc_table **out, const ProtobufCServiceDescriptor *const *services, size_t nservices,
                   const struct rpc_method *methods, size_t nmethods, void *arg, struct err *e) ST_CHECK;
 void rpc_table_free(struct rpc_table *t);
@@ -56,8 +58,8 @@ const char *rpc_request_id(const struct rpc_call *call); /* "" when none */
 uint64_t rpc_deadline_ns(const struct rpc_call *call);
 const char *rpc_call_name(const struct rpc_call *call); /* "Jobs.Submit" */
 
-/* Called once if the call ends before rpc_finish(): cancelled, deadline passed, connection lost. `call` is dead
- * when it returns. */
+/* Called once if the call ends before rpc_finish(): cancelled, deadline passed, connection lost. `call` is
+ * dead when it returns. */
 void rpc_on_cancel(struct rpc_call *call, void (*fn)(struct rpc_call *call, void *arg), void *arg);
 /* Queues a MESSAGE. ST_EAGAIN: queue full, wait for on_writable. */
 int rpc_send(struct rpc_call *call, const ProtobufCMessage *msg) ST_CHECK;
@@ -67,19 +69,22 @@ void rpc_finish(struct rpc_call *call, unsigned code, const char *reason, const 
     __attribute__((format(printf, 4, 5)));
 void rpc_reply(struct rpc_call *call, const ProtobufCMessage *msg); /* rpc_send + OK */
 void rpc_fail(struct rpc_call *call, const struct err *e);
-/* Bulk methods, after the handler sent its head MESSAGE: raw bytes. `done` as quic_stream_write_ref. The digest
- * runs over all bytes and is sent by rpc_bulk_end, which also finishes the call with OK. */
-int rpc_bulk_write(struct rpc_call *call, const void *p, size_t n, void (*done)(void *arg), void *arg) ST_CHECK;
+/* Bulk methods, after the handler sent its head MESSAGE: raw bytes. `done` as quic_stream_write_ref. The
+ * digest runs over all bytes and is sent by rpc_bulk_end, which also finishes the call with OK. */
+int rpc_bulk_write(struct rpc_call *call, const void *p, size_t n, void (*done)(void *arg),
+                   void *arg) ST_CHECK;
 void rpc_bulk_end(struct rpc_call *call);
 
 /* ---- calling ---- */
 
 struct rpc_call_ops {
     void (*on_message)(struct rpc_call *call, const ProtobufCMessage *msg, void *arg); /* borrowed */
-    /* Bulk: raw bytes, borrowed; return how many were taken. Fewer than n = paused until rpc_bulk_resume(). */
+    /* Bulk: raw bytes, borrowed; return how many were taken. Fewer than n = paused until rpc_bulk_resume().
+     */
     size_t (*on_bulk)(struct rpc_call *call, const uint8_t *p, size_t n, void *arg);
-    /* Last upcall, exactly once, whatever happens: deadline (code 4), cancel (1), lost connection (14). For bulk, code 0
-     * only if the digest matched; `digest` is then the 32 bytes, else NULL. `call` is dead when it returns. */
+    /* Last upcall, exactly once, whatever happens: deadline (code 4), cancel (1), lost connection (14). For
+     * bulk, code 0 only if the digest matched; `digest` is then the 32 bytes, else NULL. `call` is dead when
+     * it returns. */
     void (*on_done)(struct rpc_call *call, const struct rpc_status *st, const uint8_t *digest, void *arg);
 };
 struct rpc_call_opts {
@@ -87,9 +92,9 @@ struct rpc_call_opts {
     const char *request_id; /* NULL = none */
 };
 /* `method` comes from the generated service descriptor, which gives the types. Never completes inline. */
-int rpc_call(struct rpc_call **out, struct rpc_session *s, const ProtobufCServiceDescriptor *svc, const char *method,
-             unsigned flags, const ProtobufCMessage *req, const struct rpc_call_opts *o, const struct rpc_call_ops *ops,
-             void *arg, struct err *e) ST_CHECK;
+int rpc_call(struct rpc_call **out, struct rpc_session *s, const ProtobufCServiceDescriptor *svc,
+             const char *method, unsigned flags, const ProtobufCMessage *req, const struct rpc_call_opts *o,
+             const struct rpc_call_ops *ops, void *arg, struct err *e) ST_CHECK;
 void rpc_cancel(struct rpc_call *call); /* on_done follows with code 1 */
 void rpc_bulk_resume(struct rpc_call *call);
 
@@ -97,7 +102,8 @@ void rpc_bulk_resume(struct rpc_call *call);
 
 struct rpc_session_ops {
     void (*on_up)(struct rpc_session *s, void *arg);
-    void (*on_closed)(struct rpc_session *s, const struct quic_close *why, void *arg); /* last; frees it after */
+    void (*on_closed)(struct rpc_session *s, const struct quic_close *why,
+                      void *arg); /* last; frees it after */
 };
 struct rpc_cfg {
     struct event_base *base; /* for call deadlines */
@@ -107,11 +113,12 @@ struct rpc_cfg {
     unsigned max_inbound_calls;    /* per session */
 };
 /* Dials. */
-int rpc_dial(struct rpc_session **out, const struct rpc_cfg *cfg, struct quic_ep *ep, const struct quic_addr *remote,
-             enum tls_kind kind, const char *name, const struct rpc_session_ops *ops, void *arg, struct err *e) ST_CHECK;
+int rpc_dial(struct rpc_session **out, const struct rpc_cfg *cfg, struct quic_ep *ep,
+             const struct quic_addr *remote, enum tls_kind kind, const char *name,
+             const struct rpc_session_ops *ops, void *arg, struct err *e) ST_CHECK;
 /* Wraps an accepted connection (from quic_conn_ops.on_up). */
-int rpc_accept(struct rpc_session **out, const struct rpc_cfg *cfg, struct quic_conn *c, const struct rpc_session_ops *ops,
-               void *arg) ST_CHECK;
+int rpc_accept(struct rpc_session **out, const struct rpc_cfg *cfg, struct quic_conn *c,
+               const struct rpc_session_ops *ops, void *arg) ST_CHECK;
 struct quic_conn *rpc_session_conn(struct rpc_session *s);
 const struct tls_identity *rpc_session_peer(const struct rpc_session *s);
 void rpc_session_close(struct rpc_session *s, uint64_t code, const char *reason);

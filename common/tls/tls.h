@@ -2,8 +2,8 @@
  * Identity, certificates and the TLS 1.3 settings of every connection.
  *
  * An identity is the SPIFFE id in the certificate's URI SAN: spiffe://<trust-domain>/user/<name>,
- * /node/<name> or /coordinator. Mutual TLS 1.3 only, ALPN "strata/1"; tickets, 0-RTT, certificate compression and
- * renegotiation are off. Loop thread unless said otherwise.
+ * /node/<name> or /coordinator. Mutual TLS 1.3 only, ALPN "strata/1"; tickets, 0-RTT, certificate compression
+ * and renegotiation are off. Loop thread unless said otherwise.
  */
 #ifndef STRATA_TLS_TLS_H
 #define STRATA_TLS_TLS_H
@@ -33,7 +33,8 @@ struct tls_identity {
     int64_t not_before_us, not_after_us;
 };
 
-/* Parses and validates a SPIFFE id into kind, trust_domain, name, spiffe and principal (the rest is zeroed). */
+/* Parses and validates a SPIFFE id into kind, trust_domain, name, spiffe and principal (the rest is zeroed).
+ */
 int tls_identity_parse(const char *spiffe, struct tls_identity *out, struct err *e) ST_CHECK;
 
 /* ---- connections ---- */
@@ -45,21 +46,24 @@ struct tls_cfg {
     const char *trust_domain;                   /* peers of another trust domain are refused */
 };
 
-/* Loads and checks the files (key matches certificate, certificate valid now and issued by the CA). ST_ETRUST,
- * ST_ENOENT, ST_EDENIED with a sentence that names the file and the remedy. */
-int tls_ctx_new(struct tls_ctx **out, const struct tls_cfg *cfg, const struct clock *clock, struct err *e) ST_CHECK;
+/* Loads and checks the files (key matches certificate, certificate valid now and issued by the CA).
+ * ST_ETRUST, ST_ENOENT, ST_EDENIED with a sentence that names the file and the remedy. */
+int tls_ctx_new(struct tls_ctx **out, const struct tls_cfg *cfg, const struct clock *clock,
+                struct err *e) ST_CHECK;
 struct tls_ctx *tls_ctx_ref(struct tls_ctx *t);
 void tls_ctx_unref(struct tls_ctx *t); /* NULL is fine */
 const struct tls_identity *tls_ctx_self(const struct tls_ctx *t);
 
-/* The SSL_CTX to make connections from; borrowed. Not yet configured for QUIC: the quic room does that per SSL. */
+/* The SSL_CTX to make connections from; borrowed. Not yet configured for QUIC: the quic room does that per
+ * SSL. */
 struct ssl_ctx_st *tls_ctx_server(struct tls_ctx *t);
 struct ssl_ctx_st *tls_ctx_client(struct tls_ctx *t);
 
 /* Who is at the other end of a finished handshake: chain verified, exactly one SPIFFE URI SAN, trust domain
  * equal, now inside the validity. ST_ETRUST with a reason code (NO_CERTIFICATE, UNKNOWN_CA, EXPIRED,
  * NOT_YET_VALID, NO_IDENTITY, FOREIGN_TRUST_DOMAIN, BAD_PURPOSE). */
-int tls_peer_identity(struct tls_ctx *t, struct ssl_st *ssl, struct tls_identity *out, struct err *e) ST_CHECK;
+int tls_peer_identity(struct tls_ctx *t, struct ssl_st *ssl, struct tls_identity *out,
+                      struct err *e) ST_CHECK;
 
 /* ---- making certificates (strata init; enrolment) ---- */
 
@@ -74,11 +78,12 @@ const char *tls_ca_trust_domain(const struct tls_ca *ca);
 
 struct tls_issue {
     enum tls_kind kind;
-    const char *name;            /* NULL for the coordinator */
+    const char *name;             /* NULL for the coordinator */
     const char *dns_san, *ip_san; /* optional extra names */
     int64_t not_before_us, not_after_us;
 };
-/* A fresh key and a certificate for it, both PEM, written to cert_path (0644) and key_path (0600) atomically. */
+/* A fresh key and a certificate for it, both PEM, written to cert_path (0644) and key_path (0600) atomically.
+ */
 int tls_ca_issue(struct tls_ca *ca, const struct tls_issue *what, const char *cert_path, const char *key_path,
                  struct err *e) ST_CHECK;
 

@@ -1,0 +1,242 @@
+/* Outbound calls: on_done runs exactly once, never from inside a function of ours that the application
+ * called. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/str.h"
+#include "common/rpc/rpc_priv.h"
+#include "strata/v1/rpc.pb-c.h"
+
+static const struct quic_stream_ops call_ops;
+
+static void done(struct rpc_call *c, const uint8_t *digest)
+{
+    if (c->ended)
+        return;
+    c->ended = true;
+    heap_del(&c->s->deadlines, &c->deadline);
+    c->ops->on_done(c, &c->st, digest, c->arg);
+}
+
+static void fail(struct rpc_call *c, unsigned code, const char *reason, const char *text)
+{
+    if (c->ended)
+        return;
+    rpc_status_set(&c->st, code, reason, text);
+    quic_stream_reset(c->stream, RPC_RESET_BASE + 1);
+    done(c, NULL);
+}
+
+static int take_status(struct rpc_call *c, const struct frame *f)
+{
+    Strata__V1__CallStatus *st =
+        (Strata__V1__CallStatus *)rpc_unpack(&strata__v1__call_status__descriptor, f->p, f->n);
+    if (!st)
+        return ST_EPROTO;
+    rpc_status_set(&c->st, st->code, st->reason, st->message);
+    protobuf_c_message_free_unpacked(&st->base, NULL);
+    done(c, NULL);
+    return ST_OK;
+}
+
+static int take_message(struct rpc_call *c, const struct frame *f)
+{
+    ProtobufCMessage *m = rpc_unpack(c->reply, f->p, f->n);
+    if (!m)
+        return ST_EPROTO;
+    if (c->flags & RPC_BULK)
+        c->got_head = true;
+    if (c->ops->on_message)
+        c->ops->on_message(c, m, c->arg);
+    rpc_msg_free(m);
+    return ST_OK;
+}
+
+static int take_frames(struct rpc_call *c, const uint8_t *p, size_t n, size_t *at)
+{
+    while (*at < n && !c->ended && !(c->got_head && c->flags & RPC_BULK)) {
+        struct frame f;
+        size_t used;
+        int rc = frame_next(&c->dec, p + *at, n - *at, &used, &f);
+        *at += used;
+        if (rc < 0)
+            return rc;
+        if (rc == 0)
+            return ST_OK;
+        if (f.kind == FRAME_HEADER)
+            return ST_EPROTO;
+        if ((rc = f.kind == FRAME_STATUS ? take_status(c, &f) : take_message(c, &f)) < 0)
+            return rc;
+    }
+    return ST_OK;
+}
+
+/* Raw bytes, of which the last 32 of the stream are the digest: that many are always kept back. */
+static void take_bulk(struct rpc_call *c)
+{
+    const uint8_t *p;
+    bool fin = false;
+    for (;;) {
+        size_t n = quic_stream_peek(c->stream, &p, &fin);
+        size_t body = n > 32 ? n - 32 : 0;
+        if (!body)
+            break;
+        size_t took = c->ops->on_bulk(c, p, body, c->arg);
+        if (c->ended)
+            return;
+        if (!EVP_DigestUpdate(c->md, p, took)) {
+            fail(c, 13, "DIGEST", "cannot compute the digest");
+            return;
+        }
+        quic_stream_consume(c->stream, took);
+        if (took < body) {
+            c->paused = true;
+            return;
+        }
+    }
+    if (!fin)
+        return;
+    size_t n = quic_stream_peek(c->stream, &p, &fin);
+    uint8_t sent[32];
+    if (n != 32 || !EVP_DigestFinal_ex(c->md, c->digest, NULL)) {
+        fail(c, 15, "TRUNCATED", "the transfer ended before its digest");
+        return;
+    }
+    memcpy(sent, p, 32);
+    quic_stream_consume(c->stream, 32);
+    if (memcmp(sent, c->digest, 32)) {
+        fail(c, 15, "DIGEST_MISMATCH", "the bytes received are not those that were sent");
+        return;
+    }
+    rpc_status_set(&c->st, 0, "", "");
+    done(c, c->digest);
+}
+
+static void on_readable(struct quic_stream *st, void *arg)
+{
+    struct rpc_call *c = arg;
+    const uint8_t *p;
+    bool fin = false;
+    while (!(c->got_head && c->flags & RPC_BULK)) {
+        size_t n = quic_stream_peek(st, &p, &fin), at = 0;
+        if (!n)
+            break;
+        int rc = c->ended ? ST_OK : take_frames(c, p, n, &at);
+        if (rc < 0) {
+            quic_stream_consume(st, n);
+            fail(c, rc == ST_ELIMIT ? 8 : 13, "PROTOCOL",
+                 "the peer answered with something that is no valid frame");
+            return;
+        }
+        quic_stream_consume(st, c->ended ? n : at);
+    }
+    if (c->got_head && c->flags & RPC_BULK && !c->ended && !c->paused)
+        take_bulk(c);
+    else if (fin && !c->ended)
+        fail(c, 13, "NO_STATUS", "the peer ended the call without a status");
+}
+
+static void on_reset(struct quic_stream *st, uint64_t code, void *arg)
+{
+    struct rpc_call *c = arg;
+    (void)st;
+    unsigned rc =
+        code > RPC_RESET_BASE && code <= RPC_RESET_BASE + 16 ? (unsigned)(code - RPC_RESET_BASE) : 14;
+    fail(c, rc, "RESET",
+         rc == 8 ? "the peer has no room for more calls now: try again" : "the peer gave the call up");
+}
+
+static void on_closed(struct quic_stream *st, void *arg)
+{
+    struct rpc_call *c = arg;
+    (void)st;
+    if (!c->ended) {
+        if (c->canceled)
+            rpc_status_set(&c->st, 1, "CANCELLED", "cancelled");
+        else if (c->expired)
+            rpc_status_set(&c->st, 4, "DEADLINE", "no answer before the deadline");
+        else
+            rpc_status_set(&c->st, 14, "CONNECTION_LOST", "the connection was lost before the answer");
+        done(c, NULL);
+    }
+    rpc_call_free(c);
+}
+
+static const struct quic_stream_ops call_ops = {on_readable, NULL, on_reset, on_closed};
+
+static int pack_call(struct buf *b, const ProtobufCServiceDescriptor *svc, const char *method,
+                     const ProtobufCMessage *req, const struct rpc_call_opts *o)
+{
+    Strata__V1__CallHeader h = STRATA__V1__CALL_HEADER__INIT;
+    h.service = (char *)svc->name;
+    h.method = (char *)method;
+    h.timeout_ns = o && o->timeout_ns ? o->timeout_ns : RPC_DEFAULT_TIMEOUT_NS;
+    h.request_id = (char *)(o && o->request_id ? o->request_id : "");
+    int rc = rpc_pack(b, FRAME_HEADER, &h.base);
+    return rc < 0 ? rc : rpc_pack(b, FRAME_MESSAGE, req);
+}
+
+int rpc_call(struct rpc_call **out, struct rpc_session *s, const ProtobufCServiceDescriptor *svc,
+             const char *method, unsigned flags, const ProtobufCMessage *req, const struct rpc_call_opts *o,
+             const struct rpc_call_ops *ops, void *arg, struct err *e)
+{
+    const ProtobufCMethodDescriptor *m = protobuf_c_service_descriptor_get_method_by_name(svc, method);
+    if (!m || m->input != req->descriptor)
+        return err_set(e, ST_EINVAL, "%s has no method %s that takes this message", svc->name, method);
+    if (s->closed || !s->up)
+        return err_set(e, ST_EUNREACH, "the connection is not up");
+    struct buf b = {0};
+    struct rpc_call *c = rpc_call_alloc(s, false);
+    int rc = c ? pack_call(&b, svc, method, req, o) : ST_ENOMEM;
+    if (rc == ST_OK && flags & RPC_BULK)
+        rc = (c->md = EVP_MD_CTX_new()) && EVP_DigestInit_ex(c->md, EVP_sha256(), NULL) ? ST_OK : ST_ENOMEM;
+    if (rc == ST_OK)
+        rc = quic_stream_open(&c->stream, s->conn, &call_ops, c);
+    if (rc < 0) {
+        if (c)
+            rpc_call_free(c);
+        buf_fini(&b);
+        return err_set(e, rc, "cannot start %s.%s: %s", svc->short_name, method,
+                       rc == ST_EAGAIN   ? "too many calls at once on this connection"
+                       : rc == ST_ELIMIT ? "the request is larger than a message may be"
+                                         : status_name(rc));
+    }
+    c->flags = flags;
+    c->reply = m->output;
+    c->ops = ops;
+    c->arg = arg;
+    snprintf(c->name, sizeof c->name, "%s.%s", svc->short_name, method);
+    uint64_t t = o && o->timeout_ns ? o->timeout_ns : RPC_DEFAULT_TIMEOUT_NS, now = clock_ns(s->cfg.clock);
+    /* Past this point the stream owns the call: whatever fails, on_closed ends it. */
+    if ((rc = quic_stream_write(c->stream, b.data, b.len, true)) < 0 ||
+        (rc = rpc_deadline_set(c, t > UINT64_MAX - now ? UINT64_MAX : now + t)) < 0)
+        quic_stream_reset(c->stream, RPC_RESET_BASE + 1);
+    buf_fini(&b);
+    *out = c;
+    return ST_OK;
+}
+
+void rpc_cancel(struct rpc_call *c)
+{
+    if (c->ended)
+        return;
+    c->canceled = true;
+    quic_stream_reset(c->stream, RPC_RESET_BASE + 1);
+}
+
+void rpc_out_expired(struct rpc_call *c)
+{
+    if (c->ended)
+        return;
+    c->expired = true;
+    quic_stream_reset(c->stream, RPC_RESET_BASE + 4);
+}
+
+void rpc_bulk_resume(struct rpc_call *c)
+{
+    if (c->ended || !c->paused)
+        return;
+    c->paused = false;
+    take_bulk(c);
+}

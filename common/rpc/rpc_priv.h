@@ -1,0 +1,92 @@
+/* Shared by the files of the rpc room alone. */
+#ifndef STRATA_RPC_PRIV_H
+#define STRATA_RPC_PRIV_H
+
+#include <openssl/evp.h>
+
+#include "common/base/heap.h"
+#include "common/rpc/frame.h"
+#include "common/rpc/rpc.h"
+
+struct event;
+
+struct rpc_entry { /* a method that can be served */
+    const struct rpc_method *m;
+    const ProtobufCMessageDescriptor *in, *out;
+};
+struct rpc_table {
+    struct rpc_entry *v; /* sorted by service, method */
+    struct rpc_method *methods;
+    size_t n;
+    void *arg;
+};
+const struct rpc_entry *rpc_table_find(const struct rpc_table *t, const char *service, const char *method);
+
+struct rpc_session {
+    struct rpc_cfg cfg;
+    struct quic_conn *conn;
+    const struct rpc_session_ops *ops;
+    void *arg, *user;
+    struct heap deadlines;
+    struct event *timer;
+    struct rpc_call *calls; /* doubly linked */
+    unsigned inbound;
+    bool up, closed;
+};
+
+struct rpc_call {
+    struct heap_node deadline; /* first: the heap hands it back */
+    struct rpc_session *s;
+    struct quic_stream *stream;
+    struct rpc_call *next, **link;
+    bool inbound;
+    bool ended;    /* answered or told: the application has let go of it */
+    bool got_head; /* inbound: the request arrived; outbound bulk: the head message arrived, bytes follow */
+    bool got_header;
+    bool paused; /* outbound bulk: on_bulk took less than it was given */
+    bool canceled, expired;
+    unsigned reset_code; /* google.rpc.Code of the peer's reset; 0 = none */
+    struct buf tail;     /* a STATUS that the full send queue did not take yet */
+    struct rpc_status st;
+    bool has_st;
+    struct frame_dec dec;
+    unsigned flags;
+    char name[96];
+    /* inbound */
+    const struct rpc_entry *entry;
+    char request_id[80];
+    void (*cancel_fn)(struct rpc_call *, void *);
+    void *cancel_arg;
+    void (*writable_fn)(struct rpc_call *, void *);
+    void *writable_arg;
+    /* outbound */
+    const ProtobufCMessageDescriptor *reply;
+    const struct rpc_call_ops *ops;
+    void *arg;
+    /* bulk */
+    EVP_MD_CTX *md;
+    uint8_t digest[32];
+    bool has_digest;
+    uint64_t deadline_ns;
+};
+
+#define RPC_RESET_BASE 0x100u
+
+/* session.c */
+struct rpc_call *rpc_call_alloc(struct rpc_session *s, bool inbound);
+void rpc_call_free(struct rpc_call *c);
+int rpc_deadline_set(struct rpc_call *c, uint64_t at_ns) ST_CHECK;
+void rpc_status_set(struct rpc_status *st, unsigned code, const char *reason, const char *text);
+
+/* serve.c and call.c */
+void rpc_serve_start(struct rpc_session *s, struct quic_stream *st);
+void rpc_serve_expired(struct rpc_call *c);
+void rpc_out_expired(struct rpc_call *c);
+
+/* message.c: packs a frame behind what is in *b; unpacks with a cap on what the decoder may allocate, NULL on
+ * malformed or too large. */
+int rpc_pack(struct buf *b, enum frame_kind kind, const ProtobufCMessage *msg) ST_CHECK;
+ProtobufCMessage *rpc_unpack(const ProtobufCMessageDescriptor *d, const uint8_t *p, size_t n);
+void rpc_msg_free(ProtobufCMessage *m);
+
+#endif

@@ -1,0 +1,301 @@
+/*
+ * Inbound calls. The struct lives until its stream's last upcall; `ended` says that the application has
+ * answered or was told of the end, and touches it no more.
+ */
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/str.h"
+#include "common/rpc/rpc_priv.h"
+#include "strata/v1/rpc.pb-c.h"
+
+/* An answer is not waited for longer than this after the call ended. */
+#define LINGER_NS (10 * NS_PER_S)
+
+static void tell_cancelled(struct rpc_call *c)
+{
+    if (c->ended)
+        return;
+    c->ended = true;
+    if (c->cancel_fn)
+        c->cancel_fn(c, c->cancel_arg);
+}
+
+static int flush_tail(struct rpc_call *c)
+{
+    int rc = quic_stream_write(c->stream, c->tail.data, c->tail.len, true);
+    if (rc == ST_OK)
+        c->tail.len = 0;
+    return rc;
+}
+
+static void finish(struct rpc_call *c, unsigned code, const char *reason, const char *text)
+{
+    Strata__V1__CallStatus st = STRATA__V1__CALL_STATUS__INIT;
+    st.code = code;
+    st.reason = (char *)(reason ? reason : "");
+    st.message = (char *)(text ? text : "");
+    c->ended = true;
+    int rc = rpc_pack(&c->tail, FRAME_STATUS, &st.base);
+    if (rc == ST_OK)
+        rc = flush_tail(c);
+    /* EAGAIN: on_writable comes back to it. */
+    if ((rc < 0 && rc != ST_EAGAIN) || rpc_deadline_set(c, clock_ns(c->s->cfg.clock) + LINGER_NS) < 0)
+        quic_stream_reset(c->stream, RPC_RESET_BASE + (code ? code : 13));
+}
+
+void rpc_finish(struct rpc_call *c, unsigned code, const char *reason, const char *fmt, ...)
+{
+    char text[600];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    if (c->md) { /* bulk bytes went out: no frame may follow them */
+        c->ended = true;
+        quic_stream_reset(c->stream, RPC_RESET_BASE + (code ? code : 13));
+        return;
+    }
+    finish(c, code, reason, text);
+}
+
+void rpc_fail(struct rpc_call *c, const struct err *e)
+{
+    rpc_finish(c, status_to_rpc(e->code), e->reason, "%s", e->text);
+}
+
+int rpc_send(struct rpc_call *c, const ProtobufCMessage *msg)
+{
+    struct buf b = {0};
+    int rc = rpc_pack(&b, FRAME_MESSAGE, msg);
+    if (rc == ST_OK)
+        rc = quic_stream_write(c->stream, b.data, b.len, false);
+    buf_fini(&b);
+    return rc;
+}
+
+void rpc_reply(struct rpc_call *c, const ProtobufCMessage *msg)
+{
+    int rc = rpc_pack(&c->tail, FRAME_MESSAGE, msg);
+    if (rc == ST_OK) {
+        finish(c, 0, NULL, NULL);
+        return;
+    }
+    c->tail.len = 0;
+    finish(c, status_to_rpc(rc), "REPLY_TOO_LARGE",
+           "the answer does not fit a message: ask for less at once");
+}
+
+int rpc_bulk_write(struct rpc_call *c, const void *p, size_t n, void (*done)(void *), void *arg)
+{
+    if (!c->md) {
+        c->md = EVP_MD_CTX_new();
+        if (!c->md || !EVP_DigestInit_ex(c->md, EVP_sha256(), NULL))
+            return ST_ENOMEM;
+    }
+    int rc = quic_stream_write_ref(c->stream, p, n, false, done, arg);
+    if (rc == ST_OK && !EVP_DigestUpdate(c->md, p, n))
+        rc = ST_EINTERNAL;
+    return rc;
+}
+
+void rpc_bulk_end(struct rpc_call *c)
+{
+    uint8_t d[32];
+    if (!c->md && ((c->md = EVP_MD_CTX_new()) == NULL || !EVP_DigestInit_ex(c->md, EVP_sha256(), NULL))) {
+        c->ended = true;
+        quic_stream_reset(c->stream, RPC_RESET_BASE + 13);
+        return;
+    }
+    c->ended = true;
+    if (!EVP_DigestFinal_ex(c->md, d, NULL) || buf_append(&c->tail, d, sizeof d) < 0) {
+        quic_stream_reset(c->stream, RPC_RESET_BASE + 13);
+        return;
+    }
+    int rc = flush_tail(c);
+    if (rc < 0 && rc != ST_EAGAIN)
+        quic_stream_reset(c->stream, RPC_RESET_BASE + 13);
+}
+
+/* ---- reading a call ---- */
+
+static int take_header(struct rpc_call *c, const struct frame *f)
+{
+    if (f->kind != FRAME_HEADER)
+        return ST_EPROTO;
+    Strata__V1__CallHeader *h =
+        (Strata__V1__CallHeader *)rpc_unpack(&strata__v1__call_header__descriptor, f->p, f->n);
+    if (!h)
+        return ST_EPROTO;
+    c->got_header = true;
+    const char *dot = strrchr(h->service, '.');
+    snprintf(c->name, sizeof c->name, "%s.%s", dot ? dot + 1 : h->service, h->method);
+    bool id_ok = str_copy(c->request_id, sizeof c->request_id, h->request_id);
+    c->entry = rpc_table_find(c->s->cfg.table, h->service, h->method);
+    uint64_t now = clock_ns(c->s->cfg.clock);
+    int rc = ST_OK;
+    if (!c->entry)
+        finish(c, 12, "UNKNOWN_METHOD", "this peer does not serve that method: is it an older version?");
+    else if (!id_ok)
+        finish(c, 3, "REQUEST_ID", "a request id has at most 79 characters");
+    else if (!h->timeout_ns)
+        finish(c, 3, "NO_DEADLINE", "every call needs a timeout");
+    else
+        rc = rpc_deadline_set(c, h->timeout_ns > UINT64_MAX / 4 ? UINT64_MAX : now + h->timeout_ns);
+    protobuf_c_message_free_unpacked(&h->base, NULL);
+    return rc;
+}
+
+static int take_request(struct rpc_call *c, const struct frame *f)
+{
+    if (f->kind != FRAME_MESSAGE || c->got_head)
+        return ST_EPROTO;
+    c->got_head = true;
+    if (c->ended)
+        return ST_OK;
+    ProtobufCMessage *req = rpc_unpack(c->entry->in, f->p, f->n);
+    if (!req) {
+        finish(c, 3, "MALFORMED", "the request is no valid message, or too large when decoded");
+        return ST_OK;
+    }
+    c->entry->m->handler(c, req, c->s->cfg.table->arg);
+    rpc_msg_free(req);
+    return ST_OK;
+}
+
+static void refuse(struct rpc_call *c, int rc)
+{
+    if (rc == ST_ELIMIT && !c->ended && c->got_header) {
+        finish(c, 8, "FRAME_TOO_LARGE", "a header may have 64 KiB and a message 1 MiB");
+        return;
+    }
+    tell_cancelled(c);
+    quic_stream_reset(c->stream, RPC_RESET_BASE + (rc == ST_ELIMIT ? 8 : 13));
+}
+
+static void on_readable(struct quic_stream *st, void *arg)
+{
+    struct rpc_call *c = arg;
+    const uint8_t *p;
+    bool fin;
+    for (size_t n; (n = quic_stream_peek(st, &p, &fin)) > 0;) {
+        size_t at = 0;
+        int rc = 1;
+        while (at < n && rc > 0) {
+            struct frame f;
+            size_t used;
+            rc = frame_next(&c->dec, p + at, n - at, &used, &f);
+            at += used;
+            if (rc > 0) {
+                int t = c->got_header ? take_request(c, &f) : take_header(c, &f);
+                if (t < 0)
+                    rc = t;
+            }
+        }
+        if (rc < 0) {
+            refuse(c, rc);
+            quic_stream_consume(st, n);
+            return;
+        }
+        quic_stream_consume(st, at);
+    }
+    if (fin && !c->got_head && !c->ended)
+        refuse(c, ST_EPROTO);
+}
+
+static void on_writable(struct quic_stream *st, void *arg)
+{
+    struct rpc_call *c = arg;
+    if (c->tail.len) {
+        int rc = flush_tail(c);
+        if (rc < 0 && rc != ST_EAGAIN)
+            quic_stream_reset(st, RPC_RESET_BASE + 13);
+    } else if (!c->ended && c->writable_fn) {
+        c->writable_fn(c, c->writable_arg);
+    }
+}
+
+static void on_reset(struct quic_stream *st, uint64_t code, void *arg)
+{
+    (void)code;
+    tell_cancelled(arg);
+    quic_stream_reset(st, RPC_RESET_BASE + 1);
+}
+
+static void on_closed(struct quic_stream *st, void *arg)
+{
+    (void)st;
+    struct rpc_call *c = arg;
+    tell_cancelled(c);
+    rpc_call_free(c);
+}
+
+static const struct quic_stream_ops serve_ops = {on_readable, on_writable, on_reset, on_closed};
+
+void rpc_serve_start(struct rpc_session *s, struct quic_stream *st)
+{
+    struct rpc_call *c = NULL;
+    if (s->cfg.table && s->inbound < s->cfg.max_inbound_calls)
+        c = rpc_call_alloc(s, true);
+    if (!c) {
+        quic_stream_reset(st, RPC_RESET_BASE + 8);
+        return;
+    }
+    c->stream = st;
+    quic_stream_set(st, &serve_ops, c);
+    /* Until the header says better: a peer that sends none does not hold a slot for ever. */
+    if (rpc_deadline_set(c, clock_ns(s->cfg.clock) + RPC_DEFAULT_TIMEOUT_NS) < 0)
+        quic_stream_reset(st, RPC_RESET_BASE + 8);
+}
+
+void rpc_serve_expired(struct rpc_call *c)
+{
+    if (c->ended || !c->got_header || c->md) {
+        tell_cancelled(c);
+        quic_stream_reset(c->stream, RPC_RESET_BASE + 4);
+        return;
+    }
+    tell_cancelled(c);
+    finish(c, 4, "DEADLINE", "the call was not answered before its deadline");
+}
+
+/* ---- facts ---- */
+
+const struct tls_identity *rpc_peer(const struct rpc_call *c)
+{
+    return rpc_session_peer(c->s);
+}
+
+struct rpc_session *rpc_call_session(const struct rpc_call *c)
+{
+    return c->s;
+}
+
+const char *rpc_request_id(const struct rpc_call *c)
+{
+    return c->request_id;
+}
+
+uint64_t rpc_deadline_ns(const struct rpc_call *c)
+{
+    return c->deadline_ns;
+}
+
+const char *rpc_call_name(const struct rpc_call *c)
+{
+    return c->name;
+}
+
+void rpc_on_cancel(struct rpc_call *c, void (*fn)(struct rpc_call *, void *), void *arg)
+{
+    c->cancel_fn = fn;
+    c->cancel_arg = arg;
+}
+
+void rpc_on_writable(struct rpc_call *c, void (*fn)(struct rpc_call *, void *), void *arg)
+{
+    c->writable_fn = fn;
+    c->writable_arg = arg;
+}

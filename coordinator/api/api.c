@@ -1,0 +1,161 @@
+/* Sessions, rights and the dispatch table. */
+#include "coordinator/api/api.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/map.h"
+#include "common/base/str.h"
+#include "strata/v1/audit.pb-c.h"
+#include "strata/v1/jobs.pb-c.h"
+#include "strata/v1/nodes.pb-c.h"
+#include "strata/v1/plans.pb-c.h"
+
+static const struct rpc_method methods[] = {
+    {"strata.v1.Nodes", "Hello", RPC_UNARY, api_nodes_hello},
+    {"strata.v1.Nodes", "Heartbeat", RPC_UNARY, api_nodes_heartbeat},
+    {"strata.v1.Nodes", "List", RPC_UNARY, api_nodes_list},
+    {"strata.v1.Nodes", "Status", RPC_UNARY, api_nodes_status},
+    {"strata.v1.Jobs", "Submit", RPC_UNARY, api_jobs_submit},
+    {"strata.v1.Jobs", "List", RPC_UNARY, api_jobs_list},
+    {"strata.v1.Jobs", "Get", RPC_UNARY, api_jobs_get},
+    {"strata.v1.Jobs", "Watch", RPC_SERVER_STREAM, api_jobs_watch},
+    {"strata.v1.Jobs", "Cancel", RPC_UNARY, api_jobs_cancel},
+    {"strata.v1.Jobs", "Verify", RPC_UNARY, api_jobs_verify},
+    {"strata.v1.Plans", "Cluster", RPC_UNARY, api_plans_cluster},
+    {"strata.v1.Plans", "Show", RPC_UNARY, api_plans_show},
+    {"strata.v1.Audit", "Query", RPC_UNARY, api_audit_query},
+    {"strata.v1.Audit", "Tail", RPC_SERVER_STREAM, api_audit_tail},
+};
+
+int api_table_new(struct coord *c, struct err *e)
+{
+    const ProtobufCServiceDescriptor *const services[] = {&strata__v1__nodes__descriptor, &strata__v1__jobs__descriptor,
+                                                          &strata__v1__plans__descriptor,
+                                                          &strata__v1__audit__descriptor};
+    return rpc_table_new(&c->table, services, 4, methods, sizeof methods / sizeof *methods, c, e);
+}
+
+/* ---- rights ---- */
+
+const struct policy *api_policy(void *ctx, const char *principal)
+{
+    struct coord *c = ctx;
+    return map_get(c->policies, principal, strlen(principal));
+}
+
+bool api_is_admin(struct coord *c, const char *principal)
+{
+    const struct access_request rq = {.permission = PERM_ADMIN, .now_us = clock_wall_us(c->clock)};
+    return access_check(api_policy(c, principal), &rq).allowed;
+}
+
+bool api_allow(struct rpc_call *call, struct coord *c, enum permission perm)
+{
+    const char *who = rpc_peer(call)->principal;
+    const struct policy *p = api_policy(c, who);
+    const struct access_request rq = {.permission = perm, .now_us = clock_wall_us(c->clock)};
+    struct decision d = access_check(p, &rq);
+    if (d.allowed)
+        return true;
+    struct err e;
+    access_explain(&d, p, &rq, &e);
+    struct event_meta m = {0};
+    event_meta_str(&m, "reason", access_reason_name(d.reason));
+    event_meta_str(&m, "permission", permission_name(perm));
+    event_meta_str(&m, "rule", access_rule_text(&d));
+    api_event(c, EV_SECURITY_ACCESS_DENIED, EVENT_DENIED, who, NULL, event_meta_text(&m), e.text);
+    event_meta_fini(&m);
+    rpc_fail(call, &e);
+    return false;
+}
+
+void api_event(struct coord *c, int type, int result, const char *principal, const char *node, const char *meta,
+               const char *error)
+{
+    struct audit_event ev = event_make(type, result, clock_wall_us(c->clock));
+    ev.principal = principal;
+    ev.node = node;
+    ev.operation = event_info(type)->name;
+    ev.meta = meta;
+    ev.error = error;
+    int rc;
+    if (event_class(&ev) == EVENT_MUST) {
+        struct store_txn *t = store_txn_new();
+        if (t)
+            store_txn_event(t, &ev);
+        rc = t ? store_submit(c->store, t, NULL, NULL) : ST_ENOMEM;
+    } else {
+        rc = audit_emit(c->audit, &ev);
+    }
+    if (rc < 0)
+        LOG_E(&c->log, "audit", "event not recorded type=%s principal=%s error=%s", event_info(type)->name,
+              principal ? principal : "", status_name(rc));
+}
+
+/* ---- sessions ---- */
+
+struct rpc_session *api_node_rpc(struct topo_node *n)
+{
+    struct coord_session *s = n->user;
+    return s ? s->rpc : NULL;
+}
+
+static void on_session_closed(struct rpc_session *rpc, const struct quic_close *why, void *arg)
+{
+    struct coord_session *s = arg;
+    (void)rpc;
+    for (struct coord_session **at = &s->c->sessions; *at; at = &(*at)->next)
+        if (*at == s) {
+            *at = s->next;
+            break;
+        }
+    s->rpc = NULL;
+    if (s->node[0])
+        api_nodes_gone(s, why);
+    free(s);
+}
+
+static const struct rpc_session_ops session_ops = {.on_closed = on_session_closed};
+
+static void on_up(struct quic_conn *conn, void *arg)
+{
+    struct coord *c = arg;
+    struct coord_session *s = calloc(1, sizeof *s);
+    const struct rpc_cfg rc = {
+        .base = c->base, .clock = c->clock, .log = &c->log, .table = c->table, .max_inbound_calls = 64};
+    if (!s || rpc_accept(&s->rpc, &rc, conn, &session_ops, s) < 0) {
+        free(s);
+        quic_conn_close(conn, 0x10d, "out of memory");
+        return;
+    }
+    s->c = c;
+    s->next = c->sessions;
+    c->sessions = s;
+    char addr[64];
+    quic_addr_str(quic_conn_remote(conn), addr);
+    LOG_I(&c->log, "api", "connected principal=%s address=%s", quic_conn_peer(conn)->principal, addr);
+}
+
+static void on_stream_before_up(struct quic_conn *conn, struct quic_stream *s, void *arg)
+{
+    (void)conn;
+    (void)arg;
+    quic_stream_reset(s, 0x10d);
+}
+
+/* An accepted connection that never came up: its certificate was refused, or it went away. */
+static void on_refused(struct quic_conn *conn, const struct quic_close *why, void *arg)
+{
+    struct coord *c = arg;
+    char addr[64];
+    quic_addr_str(quic_conn_remote(conn), addr);
+    struct event_meta m = {0};
+    event_meta_str(&m, "reason", why->reason);
+    event_meta_str(&m, "peer", addr);
+    api_event(c, EV_SECURITY_HANDSHAKE_REFUSED, EVENT_DENIED, NULL, NULL, event_meta_text(&m), why->reason);
+    event_meta_fini(&m);
+}
+
+const struct quic_conn_ops api_accept_ops = {
+    .on_up = on_up, .on_stream = on_stream_before_up, .on_closed = on_refused};

@@ -1,0 +1,93 @@
+/*
+ * The coordinator's RPC services over its rooms: Nodes, Jobs, Plans, Audit; and the way to agents that the jobs
+ * room asks for. One struct coord owns everything; loop thread only, but for the threads of store, audit, planner
+ * and offload, which answer through `port`.
+ */
+#ifndef STRATA_API_API_H
+#define STRATA_API_API_H
+
+#include "common/rpc/rpc.h"
+#include "coordinator/api/offload.h"
+#include "coordinator/config.h"
+#include "coordinator/jobs/jobs.h"
+
+struct event_base;
+struct ticket_key;
+struct coord_watch;
+
+struct coord {
+    struct event_base *base;
+    const struct clock *clock;
+    const struct rng *rng;
+    struct log log;
+    struct coord_config cfg;
+    struct port *port;
+    struct offload *offload;
+    struct tls_ctx *tls;
+    struct ticket_key *ticket_key;
+    uint8_t ticket_public[32];
+    struct quic_udp *udp;
+    struct quic_ep *ep;
+    struct rpc_table *table;
+    struct topo *topo;
+    struct store *store;
+    struct audit *audit;
+    struct jobs *jobs;
+    struct map *policies; /* principal → struct policy, owned */
+    struct coord_session *sessions;
+    struct coord_watch *watches;
+    char audit_path[1024];
+    int64_t started_us;
+};
+
+/* One connection: an agent's or a user's. */
+struct coord_session {
+    struct coord *c;
+    struct rpc_session *rpc;
+    char node[64];  /* set by a successful hello */
+    uint64_t epoch; /* of that hello */
+    struct coord_session *next;
+};
+
+/* The dispatch table for all services (freed by the caller), and what accepts connections. */
+int api_table_new(struct coord *c, struct err *e) ST_CHECK;
+extern const struct quic_conn_ops api_accept_ops; /* arg: struct coord */
+
+/* How the jobs room reaches agents; ctx is struct coord. */
+extern const struct jobs_agents api_agents;
+/* jobs_cfg callbacks; ctx is struct coord. */
+const struct policy *api_policy(void *ctx, const char *principal);
+int api_links(void *ctx, struct cluster *cl);
+void api_job_changed(void *ctx, const struct job *j);
+
+/* Ages leases; call it every quarter of a heartbeat. */
+void api_tick(struct coord *c);
+
+/* ---- between the files of this room ---- */
+
+/* Is the caller allowed `perm`? If not the call is failed, the denial audited, and false comes back. */
+bool api_allow(struct rpc_call *call, struct coord *c, enum permission perm);
+bool api_is_admin(struct coord *c, const char *principal);
+/* A node's session, NULL when it is not connected. */
+struct rpc_session *api_node_rpc(struct topo_node *n);
+/* A keep-class event, or a must-class one without a mutation of its own. */
+void api_event(struct coord *c, int type, int result, const char *principal, const char *node, const char *meta,
+               const char *error);
+
+void api_nodes_hello(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_nodes_heartbeat(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_nodes_list(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_nodes_status(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_nodes_gone(struct coord_session *s, const struct quic_close *why);
+void api_jobs_submit(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_jobs_list(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_jobs_get(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_jobs_watch(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_jobs_cancel(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_jobs_verify(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_plans_cluster(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_plans_show(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_audit_query(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_audit_tail(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+
+#endif

@@ -1,0 +1,423 @@
+/*
+ * The pump: what should be resident against what is. It starts loads, notices that all are verified, and
+ * finishes releases. Safe to call at any time; every completion calls it again.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/str.h"
+#include "coordinator/jobs/jobs_priv.h"
+
+#define LOADS_PER_NODE 2 /* of one job at once: one reads while the other writes */
+#define MAX_ATTEMPTS 3
+
+struct call {
+    struct job *j;
+    struct job_layer *l;
+    char peer[64];
+    uint64_t started_ns;
+};
+
+static struct topo_node *layer_node(const struct job *j, const struct job_layer *l)
+{
+    struct topo_node *n = NULL;
+    return topo_device(j->jobs->cfg.topo, l->device, &n) ? n : NULL;
+}
+
+static bool reachable(const struct topo_node *n)
+{
+    return n && n->user && n->state != TOPO_LOST;
+}
+
+void job_reserve(struct job *j, bool on)
+{
+    for (size_t i = 0; i < j->nlayers; i++) {
+        struct topo_device *d = topo_device(j->jobs->cfg.topo, j->layers[i].device, NULL);
+        if (!d)
+            continue;
+        if (on)
+            d->reserved_bytes += j->layers[i].bytes;
+        else
+            d->reserved_bytes -=
+                d->reserved_bytes < j->layers[i].bytes ? d->reserved_bytes : j->layers[i].bytes;
+    }
+    job_account_resident(j->jobs);
+}
+
+/* Recounted from the layers, never kept as a counter that could drift. */
+void job_account_resident(struct jobs *js)
+{
+    for (size_t i = 0; i < topo_count(js->cfg.topo); i++) {
+        struct topo_node *n = topo_at(js->cfg.topo, i);
+        for (size_t k = 0; k < n->ndevices; k++)
+            n->devices[k].reserved_bytes = n->devices[k].resident_bytes = 0;
+    }
+    for (struct job *j = js->head; j; j = j->next) {
+        if (job_ended(j->state))
+            continue;
+        for (size_t i = 0; i < j->nlayers; i++) {
+            struct topo_device *d = topo_device(js->cfg.topo, j->layers[i].device, NULL);
+            if (!d)
+                continue;
+            d->reserved_bytes += j->layers[i].bytes;
+            if (j->layers[i].state == LAYER_VERIFIED || j->layers[i].state == LAYER_LOADING)
+                d->resident_bytes += j->layers[i].bytes;
+        }
+    }
+}
+
+static bool is_source(const struct job *j, const char *node)
+{
+    for (size_t i = 0; i < j->nsources; i++)
+        if (!strcmp(j->sources[i], node))
+            return true;
+    return false;
+}
+
+/* Spread over the sources by layer, so that one of them does not serve all. */
+static struct topo_node *pick_peer(const struct job *j, const struct job_layer *l)
+{
+    size_t at = (size_t)(l - j->layers) + l->attempts;
+    for (size_t i = 0; i < j->nsources; i++) {
+        struct topo_node *n = topo_node(j->jobs->cfg.topo, j->sources[(at + i) % j->nsources]);
+        if (reachable(n) && n->peer_address[0])
+            return n;
+    }
+    return NULL;
+}
+
+static void layer_verified(struct job *j, struct job_layer *l, const struct call *c)
+{
+    struct store_txn *t = store_txn_new();
+    uint64_t us = (clock_ns(j->jobs->cfg.clock) - c->started_ns) / NS_PER_US;
+    l->state = LAYER_VERIFIED;
+    l->loaded = l->bytes;
+    str_copy(l->source, sizeof l->source, c->peer[0] ? c->peer : "file");
+    if (!t) {
+        LOG_E(j->jobs->cfg.log, "jobs", "no memory to record layer=%s job=%s", l->id, j->id);
+        l->state = LAYER_LOST;
+        return;
+    }
+    char hex[65];
+    hex_encode(hex, l->sha256, 32);
+    job_store_layer(t, j, l);
+    struct event_meta m = {0};
+    event_meta_str(&m, "layer", l->id);
+    event_meta_u64(&m, "bytes", l->bytes);
+    event_meta_u64(&m, "us", us);
+    job_event(t, j, EV_LAYER_LOADED, EVENT_SUCCESS, l->device, event_meta_text(&m), NULL);
+    event_meta_fini(&m);
+    event_meta_str(&m, "layer", l->id);
+    event_meta_str(&m, "checksum", hex);
+    job_event(t, j, EV_LAYER_VERIFIED, EVENT_SUCCESS, l->device, event_meta_text(&m), NULL);
+    event_meta_fini(&m);
+    if (c->peer[0]) {
+        event_meta_str(&m, "layer", l->id);
+        event_meta_u64(&m, "bytes", l->bytes);
+        event_meta_str(&m, "from", c->peer);
+        job_event(t, j, EV_LAYER_FETCHED, EVENT_SUCCESS, l->device, event_meta_text(&m), NULL);
+        event_meta_fini(&m);
+    }
+    int rc = store_submit(j->jobs->cfg.store, t, NULL, NULL);
+    if (rc < 0)
+        LOG_E(j->jobs->cfg.log, "jobs", "layer not recorded job=%s layer=%s error=%s", j->id, l->id,
+              status_name(rc));
+}
+
+static void layer_failed(struct job *j, struct job_layer *l, const struct err *e)
+{
+    l->state = LAYER_LOST;
+    l->loaded = 0;
+    l->attempts++;
+    LOG_W(j->jobs->cfg.log, "jobs", "load failed job=%s layer=%s device=%s attempt=%u error=%s", j->id, l->id,
+          l->device, l->attempts, e->text);
+    struct store_txn *t = store_txn_new();
+    if (!t)
+        return;
+    struct event_meta m = {0};
+    event_meta_str(&m, "layer", l->id);
+    event_meta_str(&m, "reason", e->reason[0] ? e->reason : status_name(e->code));
+    job_store_layer(t, j, l);
+    job_event(t, j, EV_LAYER_FAILED, EVENT_FAILURE, l->device, event_meta_text(&m), e->text);
+    event_meta_fini(&m);
+    int rc = store_submit(j->jobs->cfg.store, t, NULL, NULL);
+    if (rc < 0)
+        LOG_E(j->jobs->cfg.log, "jobs", "layer not recorded job=%s layer=%s error=%s", j->id, l->id,
+              status_name(rc));
+    /* An agent that went away is not the layer's fault: the pump tries again when it is back. */
+    if (e->code == ST_EUNREACH || e->code == ST_ECLOSED)
+        l->attempts--;
+    else if (l->attempts >= MAX_ATTEMPTS && j->state == JOB_LOADING) {
+        j->fail_pending = true;
+        job_move(j, JOB_RELEASING, "LAYER_FAILED", NULL, "layer %s on %s failed %u times: %s", l->id,
+                 l->device, l->attempts, e->text);
+    }
+}
+
+/* A layer's bytes are the same whoever read them: two sources that disagree mean that a file changed. */
+static int check_digests(struct job_layer *l, const struct jobs_load_event *ev, struct err *e)
+{
+    if (memcmp(ev->sha256, ev->device_sha256, 32))
+        return err_reason(e, ST_ECORRUPT, "CHECKSUM_MISMATCH",
+                          "layer %s on %s differs from the file after loading", l->id, l->device);
+    if (l->has_sha && memcmp(ev->sha256, l->sha256, 32))
+        return err_reason(e, ST_ECORRUPT, "MODEL_CHANGED",
+                          "layer %s read for %s is not what was loaded before: the model file changed", l->id,
+                          l->device);
+    memcpy(l->sha256, ev->sha256, 32);
+    l->has_sha = true;
+    return ST_OK;
+}
+
+static void on_load(void *arg, const struct jobs_load_event *ev)
+{
+    struct call *c = arg;
+    struct job *j = c->j;
+    struct job_layer *l = c->l;
+    l->loaded = ev->loaded;
+    if (!ev->done) {
+        job_changed(j);
+        return;
+    }
+    struct err e;
+    j->calls--;
+    int rc = ev->rc;
+    if (rc == ST_OK)
+        rc = check_digests(l, ev, &e);
+    else
+        e = *ev->e;
+    if (rc == ST_OK)
+        layer_verified(j, l, c);
+    else
+        layer_failed(j, l, &e);
+    if (rc == ST_ECORRUPT)
+        l->release_first = true;
+    free(c);
+    job_changed(j);
+    job_pump(j);
+}
+
+static void on_layer_released(void *arg, int rc, const struct err *e)
+{
+    struct call *c = arg;
+    (void)e;
+    c->j->calls--;
+    if (rc == ST_OK || rc == ST_ENOENT)
+        c->l->release_first = false;
+    struct job *j = c->j;
+    free(c);
+    job_pump(j);
+}
+
+static void start_load(struct job *j, struct job_layer *l, struct topo_node *n)
+{
+    struct topo_node *peer = NULL;
+    if (!is_source(j, n->name) && !(peer = pick_peer(j, l)))
+        return; /* nobody who has the file is there: wait for one */
+    struct call *c = calloc(1, sizeof *c);
+    if (!c)
+        return;
+    *c = (struct call){.j = j, .l = l, .started_ns = clock_ns(j->jobs->cfg.clock)};
+    int rc;
+    if (l->release_first) {
+        rc = j->jobs->cfg.agents->release(j->jobs->cfg.agents_ctx, n, j->id, l->id, on_layer_released, c);
+    } else {
+        if (peer)
+            str_copy(c->peer, sizeof c->peer, peer->name);
+        rc = j->jobs->cfg.agents->load(j->jobs->cfg.agents_ctx, n, j, l, peer, on_load, c);
+    }
+    if (rc < 0) {
+        free(c);
+        return;
+    }
+    j->calls++;
+    l->state = LAYER_LOADING;
+    l->loaded = 0;
+}
+
+static void on_released(void *arg, int rc, const struct err *e)
+{
+    struct job *j = arg;
+    j->calls--;
+    if (rc < 0 && rc != ST_ENOENT)
+        LOG_W(j->jobs->cfg.log, "jobs",
+              "release not confirmed job=%s error=%s; dropped when the node is back", j->id, e->text);
+    job_pump(j);
+}
+
+/* Every node that may hold something is told; one that cannot be is told at its next hello. */
+static void pump_release(struct job *j)
+{
+    bool asked = false;
+    if (j->calls)
+        return;
+    for (size_t i = 0; i < j->nlayers; i++) {
+        struct job_layer *l = &j->layers[i];
+        struct topo_node *n = layer_node(j, l);
+        bool held = l->state == LAYER_VERIFIED || l->state == LAYER_LOADING || l->state == LAYER_LOST;
+        if (held && reachable(n) &&
+            j->jobs->cfg.agents->release(j->jobs->cfg.agents_ctx, n, j->id, NULL, on_released, j) == ST_OK) {
+            j->calls++;
+            asked = true;
+            for (size_t k = 0; k < j->nlayers; k++)
+                if (layer_node(j, &j->layers[k]) == n)
+                    j->layers[k].state = LAYER_RELEASED;
+        }
+    }
+    if (asked)
+        return;
+    struct store_txn *t = store_txn_new();
+    for (size_t i = 0; t && i < j->nlayers; i++) {
+        j->layers[i].state = LAYER_RELEASED;
+        job_store_layer(t, j, &j->layers[i]);
+    }
+    char why[400];
+    memcpy(why, j->reason, sizeof why);
+    job_move(j, j->fail_pending ? JOB_FAILED : JOB_CANCELLED, j->fail_pending ? j->reason_code : "CANCELLED",
+             t, "%s", why);
+}
+
+static void pump_load(struct job *j)
+{
+    unsigned verified = 0;
+    for (size_t i = 0; i < j->nlayers; i++) {
+        struct job_layer *l = &j->layers[i];
+        verified += l->state == LAYER_VERIFIED;
+        if (l->state != LAYER_PLANNED && l->state != LAYER_LOST)
+            continue;
+        struct topo_node *n = layer_node(j, l);
+        if (!reachable(n))
+            continue;
+        unsigned busy = 0;
+        for (size_t k = 0; k < j->nlayers; k++)
+            busy += j->layers[k].state == LAYER_LOADING && layer_node(j, &j->layers[k]) == n;
+        if (busy < LOADS_PER_NODE)
+            start_load(j, l, n);
+    }
+    if (verified == j->nlayers)
+        job_move(j, JOB_READY, "", NULL, "all %zu layers verified on their devices", j->nlayers);
+}
+
+/* All that the devices need is there again: nodes are connected and hold, or can load, every layer. */
+static bool can_heal(const struct job *j)
+{
+    for (size_t i = 0; i < j->nlayers; i++)
+        if (j->layers[i].state != LAYER_VERIFIED && !reachable(layer_node(j, &j->layers[i])))
+            return false;
+    return true;
+}
+
+static void degrade(struct job *j)
+{
+    for (size_t i = 0; i < j->nlayers; i++) {
+        struct job_layer *l = &j->layers[i];
+        bool here = reachable(layer_node(j, l));
+        if (l->state != LAYER_LOST && !(l->state == LAYER_PLANNED && !here))
+            continue;
+        job_move(j, JOB_DEGRADED, here ? "LAYER_LOST" : "NODE_LOST", NULL, "layer %s is not on %s: %s", l->id,
+                 l->device,
+                 here ? "it is loaded again" : "its node is lost; it is loaded when the node is back");
+        return;
+    }
+}
+
+void job_pump(struct job *j)
+{
+    if (j->moving)
+        return;
+    bool degrade_now = j->want_degrade;
+    j->want_degrade = false;
+    switch (j->state) {
+    case JOB_RESERVED:
+        job_move(j, JOB_LOADING, "", NULL, "%zu layers to load", j->nlayers);
+        break;
+    case JOB_LOADING:
+        if (degrade_now)
+            degrade(j);
+        if (!j->moving)
+            pump_load(j);
+        break;
+    case JOB_READY:
+    case JOB_MIGRATING:
+    case JOB_PAUSED:
+        degrade(j);
+        break;
+    case JOB_DEGRADED:
+        if (can_heal(j))
+            job_move(j, JOB_LOADING, "HEALING", NULL, "the lost layers can be loaded again");
+        break;
+    case JOB_RELEASING:
+        pump_release(j);
+        break;
+    default:
+        break;
+    }
+}
+
+void jobs_node_lost(struct jobs *js, struct topo_node *n)
+{
+    for (struct job *j = js->head; j; j = j->next) {
+        bool hit = false;
+        if (job_ended(j->state))
+            continue;
+        for (size_t i = 0; i < j->nlayers; i++) {
+            struct job_layer *l = &j->layers[i];
+            size_t len = strlen(n->name);
+            if (strncmp(l->device, n->name, len) || l->device[len] != '/')
+                continue;
+            hit = true;
+            /* A load in flight ends by its own call failing. */
+            if (l->state == LAYER_VERIFIED)
+                l->state = LAYER_LOST;
+        }
+        if (hit) {
+            j->want_degrade = true;
+            job_changed(j);
+        }
+        job_pump(j);
+    }
+    job_account_resident(js);
+}
+
+/* What the node holds of this job is exactly what it says it holds. */
+static void reconcile(struct job *j, struct topo_node *n, struct jobs_resident *r, size_t nr)
+{
+    size_t len = strlen(n->name);
+    for (size_t i = 0; i < j->nlayers; i++) {
+        struct job_layer *l = &j->layers[i];
+        if (strncmp(l->device, n->name, len) || l->device[len] != '/')
+            continue;
+        bool there = false;
+        for (size_t k = 0; k < nr; k++) {
+            if (strcmp(r[k].job, j->id) || strcmp(r[k].layer, l->id) ||
+                strcmp(r[k].device, l->device + len + 1))
+                continue;
+            /* Without a digest of ours to compare with, a copy is not trusted. */
+            if (l->has_sha && r[k].sha256 && !memcmp(l->sha256, r[k].sha256, 32) && r[k].bytes == l->bytes) {
+                r[k].drop = false;
+                there = true;
+            }
+        }
+        if (there && l->state != LAYER_LOADING) {
+            l->state = LAYER_VERIFIED;
+        } else if (!there && l->state == LAYER_VERIFIED) {
+            l->state = LAYER_LOST;
+            j->want_degrade = true;
+        }
+    }
+}
+
+void jobs_node_up(struct jobs *js, struct topo_node *n, struct jobs_resident *r, size_t nr)
+{
+    for (size_t k = 0; k < nr; k++)
+        r[k].drop = true;
+    for (struct job *j = js->head; j; j = j->next)
+        if (!job_ended(j->state) && j->state != JOB_RELEASING)
+            reconcile(j, n, r, nr);
+    job_account_resident(js);
+    for (struct job *j = js->head; j; j = j->next) {
+        job_pump(j);
+        job_changed(j);
+    }
+}
