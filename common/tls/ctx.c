@@ -64,7 +64,7 @@ static int select_alpn(SSL *ssl, const unsigned char **out, unsigned char *outle
 {
     (void)ssl;
     (void)arg;
-    for (unsigned i = 0; i + in[i] + 1u <= inlen; i += in[i] + 1u)
+    for (unsigned i = 0; i < inlen && i + in[i] + 1u <= inlen; i += in[i] + 1u)
         if (in[i] == sizeof alpn_wire - 2 && !memcmp(&in[i + 1], TLS_ALPN, sizeof alpn_wire - 2)) {
             *out = &in[i + 1];
             *outlen = in[i];
