@@ -28,7 +28,7 @@ struct raw_backends {
 };
 struct raw {
     int version;
-    char *node, *coordinator, *listen, *worker, *cpu_memory, *log;
+    char *node, *coordinator, *listen, *advertise, *worker, *cpu_memory, *log;
     struct raw_tls *tls;
     struct raw_state *state;
     struct raw_models *models;
@@ -68,6 +68,7 @@ static const cyaml_schema_field_t top_fields[] = {
     STR("node", struct raw, node, 0),
     STR("coordinator", struct raw, coordinator, 0),
     STR("listen", struct raw, listen, OPT),
+    STR("advertise", struct raw, advertise, OPT),
     STR("worker", struct raw, worker, OPT),
     STR("cpu_memory", struct raw, cpu_memory, OPT),
     STR("log", struct raw, log, OPT),
@@ -165,6 +166,11 @@ static int validate(struct agent_config *c, const struct raw *r, const char *pat
                        r->coordinator);
     if (r->listen && !strrchr(r->listen, ':'))
         return err_set(e, ST_ECONFIG, "%s: listen: '%s' has no port; write host:port", path, r->listen);
+    if (!r->advertise && r->listen && (str_starts(r->listen, "0.0.0.0:") || str_starts(r->listen, "[::]:")))
+        return err_set(
+            e, ST_ECONFIG,
+            "%s: advertise: listen is '%s', which others cannot dial; give the host they reach this node by",
+            path, r->listen);
     if (r->cpu_memory && (parse_bytes(r->cpu_memory, &c->cpu_memory_bytes) < 0 || c->cpu_memory_bytes == 0))
         return err_set(e, ST_ECONFIG, "%s: cpu_memory: '%s' is no size above zero; write it as 8GiB", path,
                        r->cpu_memory);
@@ -181,9 +187,10 @@ static int validate(struct agent_config *c, const struct raw *r, const char *pat
     c->coordinator = strdup(r->coordinator);
     c->listen = strdup(r->listen ? r->listen : "127.0.0.1:0");
     c->state_dir = strdup(r->state->dir);
+    c->advertise = r->advertise ? strdup(r->advertise) : NULL;
     c->worker = r->worker ? strdup(r->worker) : NULL;
     if (!c->node || !c->coordinator || !c->listen || !c->state_dir || (r->worker && !c->worker) ||
-        !c->ca_file || !c->cert_file || !c->key_file || !c->trust_domain)
+        (r->advertise && !c->advertise) || !c->ca_file || !c->cert_file || !c->key_file || !c->trust_domain)
         return err_set(e, ST_ENOMEM, "no memory for the configuration of %s", path);
     return ST_OK;
 }
@@ -232,6 +239,7 @@ void agent_config_fini(struct agent_config *c)
     free(c->key_file);
     free(c->trust_domain);
     free(c->listen);
+    free(c->advertise);
     free(c->state_dir);
     free(c->worker);
     for (unsigned i = 0; i < c->nmodel_dirs; i++)

@@ -19,6 +19,7 @@ struct agent_config {
     char *ca_file, *cert_file, *key_file;
     char *trust_domain;
     char *listen;    /* host:port where other agents fetch layers; port 0 = any */
+    char *advertise; /* host that other agents reach it by; NULL = listen's */
     char *state_dir; /* reset.key */
     char **model_dirs;
     unsigned nmodel_dirs; /* the only places models are read from */

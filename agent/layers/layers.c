@@ -201,7 +201,7 @@ uint64_t layers_device_bytes(const struct layers *ls, const char *device)
 {
     uint64_t sum = 0;
     for (const struct layer *l = ls->head; l; l = l->next)
-        if (l->allocated && strcmp(l->device, device) == 0)
+        if (l->state != LAYER_RELEASING && strcmp(l->device, device) == 0)
             sum += l->bytes;
     return sum;
 }
@@ -239,6 +239,19 @@ static int check_request(const struct layers *ls, const struct layers_load *r, s
                        sum, r->bytes);
     if (r->peer_node[0] && !ls->cfg.peers)
         return err_set(e, ST_ENOTSUP, "this agent does not fetch layers from others");
+    return ST_OK;
+}
+
+/* Workers see only their own principal's memory: that all together fit is for the agent to see to. */
+static int check_room(const struct layers *ls, const struct layers_load *r, struct err *e)
+{
+    uint64_t cap = ls->cfg.capacity(r->device, ls->cfg.arg), used = layers_device_bytes(ls, r->device);
+    if (cap == 0)
+        return err_reason(e, ST_ENOENT, "NO_DEVICE", "this node has no device %s", r->device);
+    if (used > cap || r->bytes > cap - used)
+        return err_reason(e, ST_ERESOURCE, "DEVICE_FULL",
+                          "layer %s needs %" PRIu64 " bytes; %s has %" PRIu64 " of %" PRIu64 " left",
+                          r->layer, r->bytes, r->device, used > cap ? 0 : cap - used, cap);
     return ST_OK;
 }
 
@@ -304,6 +317,8 @@ int layers_load(struct load **out, struct layers *ls, const struct layers_load *
                           r->layer, r->job);
     if (old)
         layer_free_memory(old);
+    if ((rc = check_room(ls, r, e)) < 0)
+        return rc;
     if ((rc = layer_new(ls, r, &l, e)) < 0)
         return rc;
     if ((rc = pool_tenant(ls->cfg.pool, r->principal, &l->tenant, e)) < 0 ||
@@ -352,12 +367,11 @@ int layers_verify(struct layers *ls, const char *job, const char *layer, layers_
         return err_set(e, ST_ENOMEM, "no memory to verify layer %s", layer);
     *v = (struct verify){l, fn, arg};
     int rc = tenant_digest(l->tenant, l->buffer, l->bytes, verified, v, e);
-    if (rc < 0) {
+    if (rc < 0)
         free(v);
-        return rc;
-    }
-    l->verifying++;
-    return ST_OK;
+    else
+        l->verifying++;
+    return rc;
 }
 
 /* ---- release ---- */

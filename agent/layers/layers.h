@@ -24,7 +24,8 @@ struct layers_cfg {
     struct pool *pool;
     struct peers *peers; /* NULL: nothing is fetched from peers */
     const char *const *roots;
-    size_t nroots;              /* model files lie below one of them */
+    size_t nroots;                                       /* model files lie below one of them */
+    uint64_t (*capacity)(const char *device, void *arg); /* of a device in bytes; 0 = there is none */
     void (*on_lost)(void *arg); /* resident layers went with their worker; never inline */
     void *arg;
 };

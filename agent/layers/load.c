@@ -36,9 +36,9 @@ struct load {
     struct err job_err;
     size_t read_n;
 
-    unsigned slot; /* being filled */
-    uint8_t *slot_p;
-    size_t slot_cap, slot_fill;
+    struct worker_slot slot; /* being filled */
+    bool have_slot;
+    size_t slot_fill;
     bool wants_slot;
 
     uint64_t off;     /* handed to the device so far, or being read */
@@ -52,7 +52,6 @@ struct load {
 
 struct write {
     struct load *l;
-    unsigned slot;
     size_t n;
 };
 
@@ -105,10 +104,10 @@ static void settle(struct load *l)
 
 static void drop_slot(struct load *l)
 {
-    if (!l->slot_p)
+    if (!l->have_slot)
         return;
-    tenant_slot_put(l->layer->tenant, l->slot);
-    l->slot_p = NULL;
+    tenant_slot_put(l->layer->tenant, &l->slot);
+    l->have_slot = false;
 }
 
 /* The first failure is the one that is told. */
@@ -204,25 +203,20 @@ static void write_done(void *arg, int rc, const struct err *e)
 {
     struct write *w = arg;
     struct load *l = w->l;
-    struct tenant *t = l->layer->tenant;
-    unsigned slot = w->slot;
     l->writes--;
-    if (rc < 0) {
-        free(w);
-        fail(l, rc, e);
-        tenant_slot_put(t, slot);
-        return;
-    }
     l->written += w->n;
     free(w);
-    if (l->aborted)
-        settle(l);
-    else {
-        if (l->ops && l->ops->on_progress)
-            l->ops->on_progress(l->arg, l->written);
-        maybe_digest(l);
+    if (rc < 0) {
+        fail(l, rc, e);
+        return;
     }
-    tenant_slot_put(t, slot); /* last: it may wake this load or another */
+    if (l->aborted) {
+        settle(l);
+        return;
+    }
+    if (l->ops && l->ops->on_progress)
+        l->ops->on_progress(l->arg, l->written);
+    maybe_digest(l);
 }
 
 /* Hands the filled slot to the device. */
@@ -232,8 +226,9 @@ static void write_slot(struct load *l, size_t n)
     struct write *w = malloc(sizeof *w);
     int rc = ST_ENOMEM;
     if (w) {
-        *w = (struct write){l, l->slot, n};
-        rc = tenant_write(l->layer->tenant, l->layer->buffer, l->off, l->slot, n, write_done, w, &e);
+        *w = (struct write){l, n};
+        rc = tenant_write(l->layer->tenant, l->layer->buffer, l->off, &l->slot, (uint32_t)n, write_done, w,
+                          &e);
     } else {
         err_set(&e, rc, "no memory to load layer %s", l->layer->name);
     }
@@ -242,19 +237,19 @@ static void write_slot(struct load *l, size_t n)
         fail(l, rc, &e);
         return;
     }
-    l->slot_p = NULL; /* write_done gives it back */
+    l->have_slot = false; /* it comes back by itself */
     l->writes++;
     l->off += n;
 }
 
 static bool take_slot(struct load *l)
 {
-    if (l->slot_p)
+    if (l->have_slot)
         return true;
     l->slot_fill = 0;
-    l->slot_p = tenant_slot(l->layer->tenant, &l->slot, &l->slot_cap);
-    l->wants_slot = !l->slot_p;
-    return l->slot_p != NULL;
+    l->have_slot = tenant_slot(l->layer->tenant, &l->slot);
+    l->wants_slot = !l->have_slot;
+    return l->have_slot;
 }
 
 void load_slot_free(struct load *l)
@@ -273,8 +268,8 @@ void load_slot_free(struct load *l)
 static void read_work(struct files_job *job)
 {
     struct load *l = (struct load *)((char *)job - offsetof(struct load, job));
-    l->job_rc = source_read(l->src, l->off, l->slot_p, l->read_n, &l->job_err);
-    if (l->job_rc == ST_OK && EVP_DigestUpdate(l->md, l->slot_p, l->read_n) != 1)
+    l->job_rc = source_read(l->src, l->off, l->slot.data, l->read_n, &l->job_err);
+    if (l->job_rc == ST_OK && EVP_DigestUpdate(l->md, l->slot.data, l->read_n) != 1)
         l->job_rc = err_set(&l->job_err, ST_EINTERNAL, "SHA-256 failed");
     if (l->job_rc == ST_OK && l->off + l->read_n == l->layer->bytes) {
         /* Bytes read before and after a change of the file are no model at all. */
@@ -308,7 +303,7 @@ static void pump(struct load *l)
     if (l->reading || l->aborted || l->source_done || !take_slot(l))
         return;
     uint64_t left = l->layer->bytes - l->off;
-    l->read_n = left < l->slot_cap ? (size_t)left : l->slot_cap;
+    l->read_n = left < l->slot.bytes ? (size_t)left : l->slot.bytes;
     l->reading = true;
     l->job.work = read_work;
     l->job.done = read_done;
@@ -324,13 +319,13 @@ static size_t on_bytes(const uint8_t *p, size_t n, void *arg)
     while (took < n && !l->aborted) {
         if (!take_slot(l))
             return took;
-        size_t k = l->slot_cap - l->slot_fill;
+        size_t k = l->slot.bytes - l->slot_fill;
         if (k > n - took)
             k = n - took;
-        memcpy(l->slot_p + l->slot_fill, p + took, k);
+        memcpy(l->slot.data + l->slot_fill, p + took, k);
         l->slot_fill += k;
         took += k;
-        if (l->slot_fill == l->slot_cap || l->off + l->slot_fill == l->layer->bytes)
+        if (l->slot_fill == l->slot.bytes || l->off + l->slot_fill == l->layer->bytes)
             write_slot(l, l->slot_fill);
     }
     return took;

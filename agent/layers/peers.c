@@ -188,6 +188,8 @@ static void on_resolved(void *arg, int rc, const struct quic_addr *addr, const s
     struct peer *p = arg;
     struct err e = *why;
     p->resolve = NULL;
+    if (p->closing)
+        rc = err_set(&e, ST_ECLOSED, "the agent stops");
     if (rc == ST_OK) {
         const struct peers_cfg *c = &p->owner->cfg;
         const struct rpc_cfg rc_cfg = {.base = c->base, .clock = c->clock, .log = c->log};
@@ -331,11 +333,11 @@ int peers_new(struct peers **out, const struct peers_cfg *cfg, struct err *e)
 
 void peers_close(struct peers *o)
 {
-    for (struct peer *p = o->head; p; p = p->next)
-        if (p->session && !p->closing) {
-            p->closing = true;
+    for (struct peer *p = o->head; p; p = p->next) {
+        if (p->session && !p->closing)
             rpc_session_close(p->session, 0, "agent stops");
-        }
+        p->closing = true;
+    }
 }
 
 void peers_free(struct peers *o)

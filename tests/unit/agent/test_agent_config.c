@@ -39,7 +39,7 @@ static void test_good(void **st)
     assert_true(c.cpu == AGENT_BACKEND_AUTO && c.cpu_memory_bytes == 0 && c.log_level == LOG_LV_INFO);
     agent_config_fini(&c);
     assert_int_equal(read_text("version: 1\n" BODY
-                               "tls: {ca: /a, cert: /b, key: /c, trust_domain: lab}\nlisten: 0.0.0.0:7\n"
+                               "tls: {ca: /a, cert: /b, key: /c, trust_domain: lab}\nlisten: 0.0.0.0:7\nadvertise: dione.lab\n"
                                "worker: /w\nbackends: {cpu: on, vulkan: off}\ncpu_memory: 1GiB\nlog: debug\n",
                                &c, &e),
                      ST_OK);
@@ -64,6 +64,7 @@ static void test_bad(void **st)
         {GOOD "cpu_memory: lots\n", "cpu_memory"},
         {GOOD "log: loud\n", "loud"},
         {GOOD "listen: nowhere\n", "host:port"},
+        {GOOD "listen: 0.0.0.0:7000\n", "advertise"},
         {GOOD "x: &a b\ny: *a\n", "yaml"},
         {"version: 2\n" BODY "tls: {dir: /t, trust_domain: lab}\n", "version 2"},
         {"version: 1\n" BODY "tls: {trust_domain: lab}\n", "either dir"},
