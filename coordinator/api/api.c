@@ -30,9 +30,9 @@ static const struct rpc_method methods[] = {
 
 int api_table_new(struct coord *c, struct err *e)
 {
-    const ProtobufCServiceDescriptor *const services[] = {&strata__v1__nodes__descriptor, &strata__v1__jobs__descriptor,
-                                                          &strata__v1__plans__descriptor,
-                                                          &strata__v1__audit__descriptor};
+    const ProtobufCServiceDescriptor *const services[] = {
+        &strata__v1__nodes__descriptor, &strata__v1__jobs__descriptor, &strata__v1__plans__descriptor,
+        &strata__v1__audit__descriptor};
     return rpc_table_new(&c->table, services, 4, methods, sizeof methods / sizeof *methods, c, e);
 }
 
@@ -70,8 +70,8 @@ bool api_allow(struct rpc_call *call, struct coord *c, enum permission perm)
     return false;
 }
 
-void api_event(struct coord *c, int type, int result, const char *principal, const char *node, const char *meta,
-               const char *error)
+void api_event(struct coord *c, int type, int result, const char *principal, const char *node,
+               const char *meta, const char *error)
 {
     struct audit_event ev = event_make(type, result, clock_wall_us(c->clock));
     ev.principal = principal;

@@ -1,7 +1,7 @@
 /*
- * The coordinator's RPC services over its rooms: Nodes, Jobs, Plans, Audit; and the way to agents that the jobs
- * room asks for. One struct coord owns everything; loop thread only, but for the threads of store, audit, planner
- * and offload, which answer through `port`.
+ * The coordinator's RPC services over its rooms: Nodes, Jobs, Plans, Audit; and the way to agents that the
+ * jobs room asks for. One struct coord owns everything; loop thread only, but for the threads of store,
+ * audit, planner and offload, which answer through `port`.
  */
 #ifndef STRATA_API_API_H
 #define STRATA_API_API_H
@@ -71,8 +71,8 @@ bool api_is_admin(struct coord *c, const char *principal);
 /* A node's session, NULL when it is not connected. */
 struct rpc_session *api_node_rpc(struct topo_node *n);
 /* A keep-class event, or a must-class one without a mutation of its own. */
-void api_event(struct coord *c, int type, int result, const char *principal, const char *node, const char *meta,
-               const char *error);
+void api_event(struct coord *c, int type, int result, const char *principal, const char *node,
+               const char *meta, const char *error);
 
 void api_nodes_hello(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_nodes_heartbeat(struct rpc_call *call, const ProtobufCMessage *req, void *arg);

@@ -19,7 +19,8 @@ static bool from_node(struct rpc_call *call, struct coord *c)
     api_event(c, EV_SECURITY_ACCESS_DENIED, EVENT_DENIED, id->principal, NULL, event_meta_text(&m),
               "only a node's certificate may register as a node");
     event_meta_fini(&m);
-    rpc_finish(call, 7, "NOT_A_NODE", "%s is no node: register with a certificate of the kind node/NAME", id->principal);
+    rpc_finish(call, 7, "NOT_A_NODE", "%s is no node: register with a certificate of the kind node/NAME",
+               id->principal);
     return false;
 }
 
@@ -35,8 +36,8 @@ static void take_device(struct topo_device *d, const Strata__V1__Device *p)
 {
     *d = (struct topo_device){.software = p->software,
                               .memory_bytes = p->memory_bytes,
-                              .available_bytes = p->available_bytes < p->memory_bytes ? p->available_bytes
-                                                                                     : p->memory_bytes,
+                              .available_bytes =
+                                  p->available_bytes < p->memory_bytes ? p->available_bytes : p->memory_bytes,
                               .compute_units = p->compute_units,
                               .flops_per_s = p->compute_flops_per_s,
                               .bytes_per_s = p->memory_bytes_per_s};
@@ -100,7 +101,8 @@ static struct jobs_resident *take_residents(const Strata__V1__HelloRequest *q)
         r[i] = (struct jobs_resident){.job = q->resident[i]->job,
                                       .layer = q->resident[i]->layer,
                                       .device = q->resident[i]->device,
-                                      .sha256 = q->resident[i]->sha256.len == 32 ? q->resident[i]->sha256.data : NULL,
+                                      .sha256 = q->resident[i]->sha256.len == 32 ? q->resident[i]->sha256.data
+                                                                                 : NULL,
                                       .bytes = q->resident[i]->bytes};
     return r;
 }
@@ -138,10 +140,11 @@ void api_nodes_hello(struct rpc_call *call, const ProtobufCMessage *req, void *a
     struct coord_session *other = old ? old->user : NULL;
     if (other && other != s && old->state == TOPO_CONNECTED) {
         const struct tls_identity *was = rpc_session_peer(other->rpc);
-        /* The same key dialled again: the old connection is a leftover of it. Another key is another machine. */
+        /* The same key dialled again: the old connection is a leftover of it. Another key is another machine.
+         */
         if (memcmp(was->spki_sha256, id->spki_sha256, 32)) {
-            rpc_finish(call, 10, "NAME_IN_USE", "node %s is already connected with another key: give this one another name",
-                       id->name);
+            rpc_finish(call, 10, "NAME_IN_USE",
+                       "node %s is already connected with another key: give this one another name", id->name);
             return;
         }
         other->node[0] = 0;
@@ -152,7 +155,8 @@ void api_nodes_hello(struct rpc_call *call, const ProtobufCMessage *req, void *a
     struct topo_node *n = NULL;
     for (size_t i = 0; d && i < q->n_devices; i++)
         take_device(&d[i], q->devices[i]);
-    int rc = d && r ? topo_hello(c->topo, id->name, d, q->n_devices, clock_ns(c->clock), clock_wall_us(c->clock), &n, &e)
+    int rc = d && r ? topo_hello(c->topo, id->name, d, q->n_devices, clock_ns(c->clock),
+                                 clock_wall_us(c->clock), &n, &e)
                     : err_set(&e, ST_ENOMEM, "no memory for the node");
     free(d);
     if (rc < 0) {
@@ -173,8 +177,8 @@ void api_nodes_hello(struct rpc_call *call, const ProtobufCMessage *req, void *a
     api_event(c, EV_NODE_CONNECTED, EVENT_SUCCESS, id->principal, n->name, event_meta_text(&m), NULL);
     event_meta_fini(&m);
     store_node(c, n);
-    LOG_I(&c->log, "api", "node=%s connected devices=%zu resident=%zu epoch=%llu", n->name, n->ndevices, q->n_resident,
-          (unsigned long long)n->epoch);
+    LOG_I(&c->log, "api", "node=%s connected devices=%zu resident=%zu epoch=%llu", n->name, n->ndevices,
+          q->n_resident, (unsigned long long)n->epoch);
     for (size_t i = 0; i < q->n_resident; i++)
         r[i].drop = true;
     jobs_node_up(c->jobs, n, r, q->n_resident);
@@ -228,7 +232,8 @@ static void on_lease(struct topo_node *n, enum topo_state was, void *arg)
     struct event_meta m = {0};
     event_meta_u64(&m, "silent_us", (clock_ns(c->clock) - n->last_heard_ns) / NS_PER_US);
     bool lost = n->state == TOPO_LOST;
-    api_event(c, lost ? EV_NODE_DEAD : EV_NODE_SUSPECT, EVENT_FAILURE, NULL, n->name, event_meta_text(&m), NULL);
+    api_event(c, lost ? EV_NODE_DEAD : EV_NODE_SUSPECT, EVENT_FAILURE, NULL, n->name, event_meta_text(&m),
+              NULL);
     event_meta_fini(&m);
     LOG_W(&c->log, "api", "node=%s state=%s", n->name, topo_state_name(n->state));
     if (!lost)

@@ -1,6 +1,6 @@
 /*
- * Work that blocks (a database query), off the loop: one thread, in order, answers through the loop's port. Jobs
- * are caller-allocated and belong to the thread until `done` begins.
+ * Work that blocks (a database query), off the loop: one thread, in order, answers through the loop's port.
+ * Jobs are caller-allocated and belong to the thread until `done` begins.
  */
 #ifndef STRATA_API_OFFLOAD_H
 #define STRATA_API_OFFLOAD_H
@@ -9,10 +9,10 @@
 
 struct offload;
 struct offload_job {
-    struct port_item item;                 /* private */
-    void (*work)(struct offload_job *j);   /* on the thread */
-    void (*done)(struct offload_job *j);   /* on the loop; may free the job */
-    struct offload_job *next;              /* private */
+    struct port_item item;               /* private */
+    void (*work)(struct offload_job *j); /* on the thread */
+    void (*done)(struct offload_job *j); /* on the loop; may free the job */
+    struct offload_job *next;            /* private */
 };
 int offload_new(struct offload **out, struct port *port) ST_CHECK;
 void offload_free(struct offload *o); /* finishes what is queued, then drains the port */
