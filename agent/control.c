@@ -62,7 +62,7 @@ static void dial_later(struct control *c, const char *why)
         c->attempt++;
     c->state = CTL_WAITING;
     LOG_W(c->cfg.log, "control", "coordinator=%s unreachable retry_ms=%" PRIu64 " why=\"%s\"", c->cfg.address,
-          wait / NS_PER_MS, why);
+          (uint64_t)(wait / NS_PER_MS), why);
     arm(c, wait);
 }
 
@@ -137,7 +137,7 @@ static void hello_message(struct rpc_call *call, const ProtobufCMessage *msg, vo
     arm(c, c->heartbeat_ns);
     LOG_I(c->cfg.log, "control",
           "registered coordinator=%s epoch=%" PRIu64 " heartbeat_ms=%" PRIu64 " drop=%zu", c->cfg.address,
-          c->epoch, c->heartbeat_ns / NS_PER_MS, r->n_drop);
+          c->epoch, (uint64_t)(c->heartbeat_ns / NS_PER_MS), r->n_drop);
     c->ops->on_registered(r, c->arg);
 }
 
