@@ -479,3 +479,8 @@ const char *agent_peer_address(const struct agent *a)
 {
     return a->peer_address;
 }
+
+struct layers *agent_layers(const struct agent *a)
+{
+    return a->layers;
+}

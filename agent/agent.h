@@ -29,4 +29,7 @@ int agent_new(struct agent **out, const struct agent_env *env, struct err *e) ST
 void agent_free(struct agent *a);
 const char *agent_peer_address(const struct agent *a); /* host:port other agents reach it at */
 
+struct layers;
+struct layers *agent_layers(const struct agent *a); /* what it holds */
+
 #endif

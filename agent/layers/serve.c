@@ -190,17 +190,10 @@ static void cancelled(struct rpc_call *call, void *arg)
 
 /* ---- who may ---- */
 
-void serve_resource(char out[SERVE_RESOURCE_LEN], const uint8_t header_sha256[32])
-{
-    memcpy(out, "model/", 6);
-    hex_encode(out + 6, header_sha256, 32);
-}
-
 static int allowed(struct serve *o, struct rpc_call *call, const Strata__V1__FetchRequest *rq, struct err *e)
 {
     const struct tls_identity *who = rpc_peer(call);
     struct ticket t;
-    char want[SERVE_RESOURCE_LEN];
     if (who->kind != TLS_NODE)
         return err_reason(e, ST_EDENIED, "NOT_A_NODE", "%s is no node: only agents fetch layers",
                           who->principal);

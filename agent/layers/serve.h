@@ -1,7 +1,7 @@
 /*
  * Serving layers' bytes to other agents (LayerSource.Fetch). Nobody gets a byte without a ticket that the
- * coordinator signed for the caller's own key, for this node and for this model, and that has not ended. Loop
- * thread only.
+ * coordinator signed for the caller's own key, for this node and for that many bytes, and that has not ended.
+ * Loop thread only.
  */
 #ifndef STRATA_LAYERS_SERVE_H
 #define STRATA_LAYERS_SERVE_H
@@ -30,9 +30,5 @@ void serve_free(struct serve *s); /* after the endpoint and the file threads */
 void serve_set_key(struct serve *s, const uint8_t pub[TICKET_PUB_LEN]);
 /* The table for connections of peers. */
 int serve_table(struct rpc_table **out, struct serve *s, struct err *e) ST_CHECK;
-
-/* The resource a fetch ticket must name for a model: "model/<hex of the header's SHA-256>". */
-#define SERVE_RESOURCE_LEN 71
-void serve_resource(char out[SERVE_RESOURCE_LEN], const uint8_t header_sha256[32]);
 
 #endif
