@@ -38,11 +38,13 @@ static void test_good(void **st)
     assert_true(c.nmodel_dirs == 2 && strcmp(c.model_dirs[1], "/n") == 0);
     assert_true(c.cpu == AGENT_BACKEND_AUTO && c.cpu_memory_bytes == 0 && c.log_level == LOG_LV_INFO);
     agent_config_fini(&c);
-    assert_int_equal(read_text("version: 1\n" BODY
-                               "tls: {ca: /a, cert: /b, key: /c, trust_domain: lab}\nlisten: 0.0.0.0:7\nadvertise: dione.lab\n"
-                               "worker: /w\nbackends: {cpu: on, vulkan: off}\ncpu_memory: 1GiB\nlog: debug\n",
-                               &c, &e),
-                     ST_OK);
+    assert_int_equal(
+        read_text(
+            "version: 1\n" BODY
+            "tls: {ca: /a, cert: /b, key: /c, trust_domain: lab}\nlisten: 0.0.0.0:7\nadvertise: dione.lab\n"
+            "worker: /w\nbackends: {cpu: on, vulkan: off}\ncpu_memory: 1GiB\nlog: debug\n",
+            &c, &e),
+        ST_OK);
     assert_string_equal(c.key_file, "/c");
     assert_string_equal(c.worker, "/w");
     assert_true(c.cpu == AGENT_BACKEND_ON && c.vulkan == AGENT_BACKEND_OFF && c.cuda == AGENT_BACKEND_AUTO);
