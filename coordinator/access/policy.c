@@ -1,0 +1,143 @@
+/* Names, parsing and validation of policies. */
+#include <stdio.h>
+#include <string.h>
+
+#include "common/base/str.h"
+#include "coordinator/access/access.h"
+
+static const char *const permissions[PERM_COUNT] = {
+    [PERM_DEVICE_LIST] = "device:list",
+    [PERM_DEVICE_INFO] = "device:info",
+    [PERM_DEVICE_ALLOCATE] = "device:allocate",
+    [PERM_MEMORY_ALLOCATE] = "memory:allocate",
+    [PERM_MEMORY_DEALLOCATE] = "memory:deallocate",
+    [PERM_MEMORY_COPY_TO_DEVICE] = "memory:copy_to_device",
+    [PERM_MEMORY_COPY_FROM_DEVICE] = "memory:copy_from_device",
+    [PERM_MEMORY_COPY_DEVICE_TO_DEVICE] = "memory:copy_device_to_device",
+    [PERM_COMPUTE_EXECUTE] = "compute:execute",
+    [PERM_COMPUTE_SYNCHRONIZE] = "compute:synchronize",
+    [PERM_MONITOR_MEMORY] = "monitor:memory",
+    [PERM_MONITOR_TEMPERATURE] = "monitor:temperature",
+    [PERM_MONITOR_POWER] = "monitor:power",
+    [PERM_MONITOR_CLOCK] = "monitor:clock",
+    [PERM_ADMIN] = "admin:full_access",
+};
+static const char *const roles[ROLE_COUNT] = {"monitor", "user", "power_user", "admin"};
+
+const char *permission_name(enum permission p)
+{
+    return (unsigned)p < PERM_COUNT ? permissions[p] : "?";
+}
+
+const char *role_name(enum role r)
+{
+    return (unsigned)r < ROLE_COUNT ? roles[r] : "?";
+}
+
+int permission_parse(const char *word, uint32_t *set, struct err *e)
+{
+    size_t n = strlen(word);
+    uint32_t bits = 0;
+    bool group = n > 2 && strcmp(word + n - 2, ":*") == 0;
+    for (unsigned i = 0; i < PERM_COUNT; i++)
+        if (group ? i != PERM_ADMIN && strncmp(permissions[i], word, n - 1) == 0
+                  : strcmp(permissions[i], word) == 0)
+            bits |= PERM_BIT(i);
+    if (!bits)
+        return err_reason(
+            e, ST_EINVAL, "UNKNOWN_PERMISSION",
+            "unknown permission \"%.60s\"; the groups are device: memory: compute: monitor: (each also "
+            "with *) and admin:full_access",
+            word);
+    *set |= bits;
+    return ST_OK;
+}
+
+int role_parse(const char *word, uint32_t *set, struct err *e)
+{
+    for (unsigned i = 0; i < ROLE_COUNT; i++)
+        if (strcmp(roles[i], word) == 0) {
+            *set |= ROLE_BIT(i);
+            return ST_OK;
+        }
+    return err_reason(e, ST_EINVAL, "UNKNOWN_ROLE",
+                      "unknown role \"%.60s\"; the roles are monitor, user, power_user and admin", word);
+}
+
+static bool pattern_ok(const char *s)
+{
+    unsigned slashes = 0;
+    size_t n = strnlen(s, POLICY_PATTERN_MAX);
+    if (n == 0 || n == POLICY_PATTERN_MAX)
+        return false;
+    for (const char *c = s; *c; c++) {
+        if (*c == '/')
+            slashes++;
+        else if (!((*c >= 'a' && *c <= 'z') || (*c >= 'A' && *c <= 'Z') || (*c >= '0' && *c <= '9') ||
+                   strchr("._-:*", *c)))
+            return false;
+    }
+    return (slashes <= 1 || (slashes == 2 && str_starts(s, "node/"))) && s[0] != '/' && s[n - 1] != '/';
+}
+
+int policy_validate(const struct policy *p, struct err *e)
+{
+    size_t n = strnlen(p->principal, POLICY_PRINCIPAL_MAX);
+    if (n == 0 || n == POLICY_PRINCIPAL_MAX)
+        return err_set(e, ST_EINVAL, "policy: principal is empty or longer than %u bytes",
+                       POLICY_PRINCIPAL_MAX - 1);
+    for (size_t i = 0; i < n; i++)
+        if ((unsigned char)p->principal[i] <= ' ' || p->principal[i] == 0x7f)
+            return err_set(e, ST_EINVAL,
+                           "policy: principal contains a space or control character at byte %zu", i + 1);
+    if (p->roles >> ROLE_COUNT || p->extra >> PERM_COUNT || p->denied >> PERM_COUNT)
+        return err_set(e, ST_EINVAL, "policy of %s: an unknown role or permission bit is set", p->principal);
+    if (p->denied & PERM_BIT(PERM_ADMIN))
+        return err_set(e, ST_EINVAL,
+                       "policy of %s: admin:full_access cannot be denied; take the admin role away instead",
+                       p->principal);
+    if (p->n_devices > POLICY_DEVICES_MAX)
+        return err_set(e, ST_EINVAL, "policy of %s: %u device patterns, at most %u are allowed", p->principal,
+                       p->n_devices, POLICY_DEVICES_MAX);
+    for (unsigned i = 0; i < p->n_devices; i++)
+        if (!pattern_ok(p->devices[i]))
+            return err_set(
+                e, ST_EINVAL,
+                "policy of %s: device pattern \"%.60s\" is not of the form node/backend:index with * for any",
+                p->principal, p->devices[i]);
+    if (p->created_us < 0 || p->expires_us < 0 || (p->expires_us && p->expires_us <= p->created_us))
+        return err_set(e, ST_EINVAL, "policy of %s: it would expire before it is created", p->principal);
+    if (p->quota_bytes > INT64_MAX)
+        return err_set(e, ST_EINVAL, "policy of %s: quota is beyond 8 EiB; leave it out for none",
+                       p->principal);
+    return ST_OK;
+}
+
+int policy_devices_join(const struct policy *p, char *out, size_t cap)
+{
+    size_t at = 0;
+    if (cap == 0)
+        return ST_ELIMIT;
+    out[0] = 0;
+    for (unsigned i = 0; i < p->n_devices && i < POLICY_DEVICES_MAX; i++) {
+        int n = snprintf(out + at, cap - at, "%s%s", i ? "\n" : "", p->devices[i]);
+        if (n < 0 || (size_t)n >= cap - at)
+            return ST_ELIMIT;
+        at += (size_t)n;
+    }
+    return ST_OK;
+}
+
+int policy_devices_split(struct policy *p, const char *lines)
+{
+    p->n_devices = 0;
+    for (const char *s = lines; *s;) {
+        size_t n = strcspn(s, "\n");
+        if (n == 0 || n >= POLICY_PATTERN_MAX || p->n_devices == POLICY_DEVICES_MAX)
+            return ST_ECORRUPT;
+        memcpy(p->devices[p->n_devices], s, n);
+        p->devices[p->n_devices++][n] = 0;
+        s += n + (s[n] == '\n');
+    }
+    return ST_OK;
+}

@@ -1,0 +1,332 @@
+/* One batch is one transaction: rows, rollup, seal, drained sequence, now and then a checkpoint. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "coordinator/audit/audit_priv.h"
+
+#define NAMES_MAX 50000u
+#define RATES 64u
+
+struct rate {
+    int64_t minute;
+    int event, severity, result;
+    int64_t n;
+};
+
+static int fill_event_types(sqlite3 *db, struct err *e)
+{
+    sqlite3_stmt *st = NULL;
+    int rc = db_exec(db, "BEGIN IMMEDIATE", e);
+    if (rc == ST_OK)
+        rc = db_prepare(
+            db,
+            "INSERT INTO event_type(id,name) VALUES(?1,?2) ON CONFLICT(id) DO UPDATE SET name=excluded.name "
+            "WHERE name<>excluded.name",
+            &st, e);
+    const struct event_info *info;
+    for (size_t i = 0; rc == ST_OK && (info = event_at(i)); i++) {
+        sqlite3_bind_int(st, 1, info->type);
+        sqlite3_bind_text(st, 2, info->name, -1, SQLITE_STATIC);
+        int step = sqlite3_step(st);
+        if (step != SQLITE_DONE)
+            rc = db_fail(db, step, "writing the event types", e);
+        sqlite3_reset(st);
+    }
+    sqlite3_finalize(st);
+    if (rc == ST_OK)
+        rc = db_exec(db, "COMMIT", e);
+    if (rc < 0 && !sqlite3_get_autocommit(db))
+        sqlite3_exec(db, "ROLLBACK", NULL, NULL, NULL);
+    return rc;
+}
+
+static int read_state(struct batch_writer *w, struct err *e)
+{
+    sqlite3_stmt *st = NULL;
+    int rc = db_prepare(w->db, "SELECT size,head,drained FROM state", &st, e);
+    if (rc < 0)
+        return rc;
+    int step = sqlite3_step(st);
+    if (step == SQLITE_ROW && sqlite3_column_bytes(st, 1) == CHAIN_HASH) {
+        w->size = sqlite3_column_int64(st, 0);
+        memcpy(w->head, sqlite3_column_blob(st, 1), CHAIN_HASH);
+        w->drained = (uint64_t)sqlite3_column_int64(st, 2);
+    } else if (step == SQLITE_ROW || step == SQLITE_DONE) {
+        rc = err_reason(e, ST_ECORRUPT, "DAMAGED",
+                        "audit.db: its state row is missing or malformed; run 'strata audit verify', then "
+                        "move the file aside");
+    } else {
+        rc = db_fail(w->db, step, "reading the state", e);
+    }
+    sqlite3_finalize(st);
+    return rc;
+}
+
+int batch_open(struct batch_writer *w, const char *path, unsigned max_pages, struct err *e)
+{
+    memset(w, 0, sizeof *w);
+    int rc = db_open(&w->db, path, &audit_db_kind, max_pages, e);
+    if (rc < 0)
+        return rc;
+    const struct {
+        sqlite3_stmt **st;
+        const char *sql;
+    } all[] = {
+        {&w->insert,
+         "INSERT INTO audit(id,ts_us,event,severity,result,principal,device,node,session,job,operation,error,"
+         "meta) VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13)"},
+        {&w->seal, "INSERT INTO seal(first,last,ts_min,ts_max,prev,hash) VALUES(?1,?2,?3,?4,?5,?6)"},
+        {&w->state, "UPDATE state SET size=?1,head=?2,drained=?3"},
+        {&w->checkpoint,
+         "INSERT OR REPLACE INTO checkpoint(size,head,ts_us,key_id,sig) VALUES(?1,?2,?3,?4,?5)"},
+        {&w->rate, "INSERT INTO rate_1m(minute,event,severity,result,n) VALUES(?1,?2,?3,?4,?5) ON CONFLICT "
+                   "DO UPDATE SET "
+                   "n=n+excluded.n"},
+        {&w->name_get, "SELECT id FROM name WHERE text=?1"},
+        {&w->name_put, "INSERT INTO name(text) VALUES(?1)"},
+    };
+    rc = fill_event_types(w->db, e);
+    for (size_t i = 0; rc == ST_OK && i < sizeof all / sizeof all[0]; i++)
+        rc = db_prepare(w->db, all[i].sql, all[i].st, e);
+    if (rc == ST_OK)
+        rc = read_state(w, e);
+    if (rc == ST_OK && (map_new(&w->names, rng_system()) < 0 || chain_init(&w->chain) < 0))
+        rc = err_set(e, ST_ENOMEM, "audit.db: out of memory");
+    if (rc < 0)
+        batch_close(w);
+    return rc;
+}
+
+void batch_close(struct batch_writer *w)
+{
+    sqlite3_stmt *all[] = {w->insert, w->seal, w->state, w->checkpoint, w->rate, w->name_get, w->name_put};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
+        sqlite3_finalize(all[i]);
+    map_free(w->names);
+    chain_fini(&w->chain);
+    db_close(w->db);
+    memset(w, 0, sizeof *w);
+}
+
+/* Steps a statement that returns no rows. */
+static int run(struct batch_writer *w, sqlite3_stmt *st, const char *doing, struct err *e)
+{
+    int step = sqlite3_step(st);
+    int rc = step == SQLITE_DONE ? ST_OK : db_fail(w->db, sqlite3_extended_errcode(w->db), doing, e);
+    sqlite3_reset(st);
+    return rc;
+}
+
+static int name_id(struct batch_writer *w, const char *text, int64_t *id, struct err *e)
+{
+    size_t n = strlen(text);
+    *id = 0;
+    if (n == 0)
+        return ST_OK;
+    void *v = w->names ? map_get(w->names, text, n) : NULL;
+    if (v) {
+        *id = (int64_t)(intptr_t)v;
+        return ST_OK;
+    }
+    sqlite3_bind_text(w->name_get, 1, text, (int)n, SQLITE_STATIC);
+    int step = sqlite3_step(w->name_get), rc = ST_OK;
+    if (step == SQLITE_ROW)
+        *id = sqlite3_column_int64(w->name_get, 0);
+    else if (step != SQLITE_DONE)
+        rc = db_fail(w->db, step, "looking a name up", e);
+    sqlite3_reset(w->name_get);
+    if (rc == ST_OK && *id == 0) {
+        sqlite3_bind_text(w->name_put, 1, text, (int)n, SQLITE_STATIC);
+        rc = run(w, w->name_put, "writing a name", e);
+        *id = sqlite3_last_insert_rowid(w->db);
+    }
+    if (rc == ST_OK && w->names && map_put(w->names, text, n, (void *)(intptr_t)*id, NULL) < 0)
+        return ST_OK; /* only the cache misses it */
+    return rc;
+}
+
+/* A failed batch took its names back; the cache must not remember their numbers. */
+static void forget_names(struct batch_writer *w)
+{
+    map_free(w->names);
+    w->names = NULL;
+    if (map_new(&w->names, rng_system()) < 0)
+        w->names = NULL; /* works without the cache as well */
+}
+
+void batch_strings(const struct audit_event *e, const char *out[CHAIN_STRINGS])
+{
+    const char *s[CHAIN_STRINGS] = {e->principal, e->device,    e->node,  e->session,
+                                    e->job,       e->operation, e->error, e->meta};
+    for (unsigned i = 0; i < CHAIN_STRINGS; i++)
+        out[i] = s[i] ? s[i] : "";
+}
+
+static void decode(const struct rec *r, struct audit_event *ev)
+{
+    if (event_decode(r->data, r->len, ev) == ST_OK)
+        return;
+    *ev = event_make(EV_AUDIT_LOSS, EVENT_FAILURE, 0);
+    ev->operation = "drain";
+    ev->error =
+        "a record of the audit outbox could not be decoded; it was written by another version or is damaged";
+    ev->meta = "{\"dropped\":1}";
+}
+
+static int write_row(struct batch_writer *w, int64_t id, const struct audit_event *ev, struct err *e)
+{
+    const char *s[CHAIN_STRINGS];
+    struct chain_row row = {id, ev->time_us, ev->type, ev->severity, ev->result, {{0}}};
+    sqlite3_stmt *st = w->insert;
+    batch_strings(ev, s);
+    sqlite3_bind_int64(st, 1, id);
+    sqlite3_bind_int64(st, 2, ev->time_us);
+    sqlite3_bind_int(st, 3, ev->type);
+    sqlite3_bind_int(st, 4, ev->severity);
+    sqlite3_bind_int(st, 5, ev->result);
+    for (unsigned i = 0; i < CHAIN_STRINGS; i++) {
+        row.s[i].p = s[i];
+        row.s[i].n = strlen(s[i]);
+        if (i < 6) {
+            int64_t name;
+            int rc = name_id(w, s[i], &name, e);
+            if (rc < 0)
+                return rc;
+            sqlite3_bind_int64(st, 6 + (int)i, name);
+        } else if (row.s[i].n) {
+            sqlite3_bind_text(st, 6 + (int)i, s[i], (int)row.s[i].n, SQLITE_STATIC);
+        } else {
+            sqlite3_bind_null(st, 6 + (int)i);
+        }
+    }
+    if (chain_add(&w->chain, &row) < 0)
+        return err_set(e, ST_ENOMEM, "audit.db: cannot hash a row");
+    return run(w, st, "writing an audit row", e);
+}
+
+static int write_rates(struct batch_writer *w, struct rate *r, size_t *n, struct err *e)
+{
+    int rc = ST_OK;
+    for (size_t i = 0; rc == ST_OK && i < *n; i++) {
+        sqlite3_bind_int64(w->rate, 1, r[i].minute);
+        sqlite3_bind_int(w->rate, 2, r[i].event);
+        sqlite3_bind_int(w->rate, 3, r[i].severity);
+        sqlite3_bind_int(w->rate, 4, r[i].result);
+        sqlite3_bind_int64(w->rate, 5, r[i].n);
+        rc = run(w, w->rate, "writing the rates", e);
+    }
+    *n = 0;
+    return rc;
+}
+
+static int count_rate(struct batch_writer *w, struct rate r[RATES], size_t *n, const struct audit_event *ev,
+                      struct err *e)
+{
+    int64_t minute = ev->time_us / 60000000;
+    for (size_t i = 0; i < *n; i++)
+        if (r[i].minute == minute && r[i].event == ev->type && r[i].severity == ev->severity &&
+            r[i].result == ev->result) {
+            r[i].n++;
+            return ST_OK;
+        }
+    int rc = *n == RATES ? write_rates(w, r, n, e) : ST_OK;
+    r[(*n)++] = (struct rate){minute, ev->type, ev->severity, ev->result, 1};
+    return rc;
+}
+
+static int write_checkpoint(struct batch_writer *w, int64_t size, const uint8_t *head,
+                            const struct batch_checkpoint *cp, struct err *e)
+{
+    char text[160];
+    uint8_t sig[256];
+    size_t n = 0;
+    int rc = chain_checkpoint_text(text, sizeof text, size, head, cp->ts_us);
+    if (rc == ST_OK && cp->signer->sign)
+        rc = cp->signer->sign(cp->signer->arg, (const uint8_t *)text, strlen(text), sig, &n);
+    if (rc < 0)
+        return err_set(e, rc, "audit.db: the checkpoint at row %lld cannot be signed with key %s",
+                       (long long)size, cp->signer->key_id ? cp->signer->key_id : "(none)");
+    sqlite3_bind_int64(w->checkpoint, 1, size);
+    sqlite3_bind_blob(w->checkpoint, 2, head, CHAIN_HASH, SQLITE_STATIC);
+    sqlite3_bind_int64(w->checkpoint, 3, cp->ts_us);
+    sqlite3_bind_text(w->checkpoint, 4, cp->signer->key_id ? cp->signer->key_id : "", -1, SQLITE_STATIC);
+    sqlite3_bind_blob(w->checkpoint, 5, sig, (int)n, SQLITE_STATIC);
+    return run(w, w->checkpoint, "writing a checkpoint", e);
+}
+
+static int write_seal(struct batch_writer *w, int64_t last, const int64_t span[2], const uint8_t *hash,
+                      uint64_t drained, struct err *e)
+{
+    sqlite3_bind_int64(w->seal, 1, w->size + 1);
+    sqlite3_bind_int64(w->seal, 2, last);
+    sqlite3_bind_int64(w->seal, 3, span[0]);
+    sqlite3_bind_int64(w->seal, 4, span[1]);
+    sqlite3_bind_blob(w->seal, 5, w->head, CHAIN_HASH, SQLITE_STATIC);
+    sqlite3_bind_blob(w->seal, 6, hash, CHAIN_HASH, SQLITE_STATIC);
+    int rc = run(w, w->seal, "sealing a batch", e);
+    if (rc < 0)
+        return rc;
+    sqlite3_bind_int64(w->state, 1, last);
+    sqlite3_bind_blob(w->state, 2, hash, CHAIN_HASH, SQLITE_STATIC);
+    sqlite3_bind_int64(w->state, 3, (int64_t)drained);
+    return run(w, w->state, "sealing a batch", e);
+}
+
+static int write_all(struct batch_writer *w, struct rec *const *recs, size_t n,
+                     const struct batch_checkpoint *cp, uint8_t hash[CHAIN_HASH], uint64_t *drained,
+                     struct err *e)
+{
+    struct rate rates[RATES];
+    size_t n_rates = 0;
+    struct audit_event ev;
+    int64_t span[2] = {INT64_MAX, INT64_MIN}, last = w->size + (int64_t)n;
+    for (size_t i = 0; i < n; i++) {
+        decode(recs[i], &ev);
+        span[0] = ev.time_us < span[0] ? ev.time_us : span[0];
+        span[1] = ev.time_us > span[1] ? ev.time_us : span[1];
+        if (recs[i]->seq > *drained)
+            *drained = recs[i]->seq;
+    }
+    if (chain_begin(&w->chain, w->head, w->size + 1, last, span[0], span[1]) < 0)
+        return err_set(e, ST_EINTERNAL, "audit.db: cannot start a hash");
+    int rc = ST_OK;
+    for (size_t i = 0; rc == ST_OK && i < n; i++) {
+        decode(recs[i], &ev);
+        rc = write_row(w, w->size + 1 + (int64_t)i, &ev, e);
+        if (rc == ST_OK)
+            rc = count_rate(w, rates, &n_rates, &ev, e);
+    }
+    if (rc == ST_OK)
+        rc = write_rates(w, rates, &n_rates, e);
+    if (rc == ST_OK && chain_end(&w->chain, hash) < 0)
+        rc = err_set(e, ST_EINTERNAL, "audit.db: cannot finish a hash");
+    if (rc == ST_OK)
+        rc = write_seal(w, last, span, hash, *drained, e);
+    if (rc == ST_OK && cp)
+        rc = write_checkpoint(w, last, hash, cp, e);
+    return rc;
+}
+
+int batch_write(struct batch_writer *w, struct rec *const *recs, size_t n, const struct batch_checkpoint *cp,
+                struct err *e)
+{
+    uint8_t hash[CHAIN_HASH];
+    uint64_t drained = w->drained;
+    if (!w->names || map_count(w->names) > NAMES_MAX)
+        forget_names(w);
+    int rc = db_exec(w->db, "BEGIN IMMEDIATE", e);
+    if (rc == ST_OK)
+        rc = write_all(w, recs, n, cp, hash, &drained, e);
+    if (rc == ST_OK)
+        rc = db_exec(w->db, "COMMIT", e);
+    if (rc < 0) {
+        if (!sqlite3_get_autocommit(w->db))
+            sqlite3_exec(w->db, "ROLLBACK", NULL, NULL, NULL);
+        forget_names(w);
+        return rc;
+    }
+    w->size += (int64_t)n;
+    w->drained = drained;
+    memcpy(w->head, hash, CHAIN_HASH);
+    return ST_OK;
+}

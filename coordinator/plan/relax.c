@@ -1,0 +1,112 @@
+/* Bounds from the relaxed chain, the budget, and the choice of a solver. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "coordinator/plan/inst.h"
+
+#define CLOCK_EVERY 4096u
+
+bool budget_spend(struct budget *b, uint64_t n)
+{
+    uint64_t before = b->states / CLOCK_EVERY;
+    b->states += n;
+    if (b->stop)
+        return false;
+    if (b->cancel && atomic_load_explicit(b->cancel, memory_order_relaxed))
+        b->stop = ST_ECANCELED;
+    else if (b->deadline_ns && b->states / CLOCK_EVERY != before && clock_ns(b->clock) >= b->deadline_ns)
+        b->stop = ST_EDEADLINE;
+    return b->stop == ST_OK;
+}
+
+double inst_cut_bytes(const struct inst *in, size_t l)
+{
+    return l == 0 ? in->m->layers[in->layer[0]].input_bytes : in->m->layers[in->layer[l - 1]].output_bytes;
+}
+
+/* *best = least value of join(hop, other[d]) over d ≠ e, for every e at once, in D² steps. */
+static double least_hop(const struct prob *p, size_t e, size_t m, double bytes, const double *other,
+                        bool into)
+{
+    double best = INFINITY;
+    for (size_t d = 0; d < p->in->D; d++) {
+        double x = other[d * (p->in->L + 1) + m];
+        if (d == e || x >= best)
+            continue;
+        double v = prob_join(p->kind, into ? prob_hop(p, d, e, bytes) : prob_hop(p, e, d, bytes), x);
+        best = v < best ? v : best;
+    }
+    return best;
+}
+
+static void relax_before(const struct prob *p, double *before)
+{
+    size_t D = p->in->D, L = p->in->L, W = L + 1;
+    for (size_t i = 0; i < D * W; i++)
+        before[i] = INFINITY;
+    for (size_t l = 0; l < L; l++) {
+        double bytes = inst_cut_bytes(p->in, l);
+        for (size_t e = 0; e < D; e++) {
+            double at = l == 0 ? prob_hop(p, D, e, bytes) : least_hop(p, e, l, bytes, before, true);
+            if (at == INFINITY)
+                continue;
+            for (size_t m = l + 1; m <= L; m++) {
+                double v = prob_join(p->kind, at, prob_stage(p, e, l, m));
+                if (v < before[e * W + m])
+                    before[e * W + m] = v;
+            }
+        }
+    }
+}
+
+double relax_run(const struct prob *p, double *before, double *after)
+{
+    size_t D = p->in->D, L = p->in->L, W = L + 1;
+    double best = INFINITY,
+           *start = malloc((D * W + 1) * sizeof *start); /* least cost of a stage from l on */
+    if (!start) {                                        /* no bound, but still true */
+        for (size_t i = 0; i < D * W; i++)
+            before[i] = after[i] = 0;
+        return 0;
+    }
+    relax_before(p, before);
+    for (size_t i = 0; i < D * W; i++)
+        start[i] = after[i] = INFINITY;
+    for (size_t m = L; m >= 1; m--) {
+        double bytes = inst_cut_bytes(p->in, m);
+        for (size_t e = 0; e < D; e++) {
+            double a = m == L ? prob_hop(p, e, D, bytes) : least_hop(p, e, m, bytes, start, false);
+            after[e * W + m] = a;
+            for (size_t l = 0; a < INFINITY && l < m; l++) {
+                double v = prob_join(p->kind, prob_stage(p, e, l, m), a);
+                if (v < start[e * W + l])
+                    start[e * W + l] = v;
+            }
+        }
+    }
+    for (size_t e = 0; e < D; e++) {
+        double v = prob_join(p->kind, prob_hop(p, D, e, inst_cut_bytes(p->in, 0)), start[e * W]);
+        best = v < best ? v : best;
+    }
+    free(start);
+    return best;
+}
+
+int prob_solve(const struct prob *p, struct budget *b, struct solution *s)
+{
+    s->value = INFINITY;
+    s->bound = 0;
+    s->proven = false;
+    s->solver = "none";
+    if (p->in->D == 0) {
+        s->bound = INFINITY;
+        s->proven = true;
+        return ST_OK;
+    }
+    if (!p->in->chain)
+        return dag_solve(p, b, s);
+    int rc = bitmask_solve(p, b, s);
+    if (rc == ST_ELIMIT || rc == ST_EDEADLINE)
+        rc = search_solve(p, b, s);
+    return rc;
+}
