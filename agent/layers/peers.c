@@ -97,12 +97,13 @@ static void on_message(struct rpc_call *call, const ProtobufCMessage *msg, void 
 
 static size_t on_bulk(struct rpc_call *call, const uint8_t *p, size_t n, void *arg)
 {
-    (void)call;
     struct fetch *f = arg;
     if (!f->ops)
         return n; /* cancelled: swallow what is still on its way */
-    if (n > f->want - f->got)
-        n = (size_t)(f->want - f->got);
+    if (n > f->want - f->got) { /* more than was asked for: nothing of it can be right */
+        rpc_cancel(call);
+        return 0;
+    }
     size_t took = f->ops->on_bytes(p, n, f->arg);
     f->got += took;
     return took;
