@@ -311,7 +311,7 @@ int layers_load(struct load **out, struct layers *ls, const struct layers_load *
         return rc;
     if (ls->closing)
         return err_set(e, ST_ECLOSED, "the agent is stopping");
-    struct layer *old = find(ls, r->job, r->layer), *l;
+    struct layer *old = find(ls, r->job, r->layer), *l = NULL;
     if (old && old->state != LAYER_RESIDENT)
         return err_reason(e, ST_ECONFLICT, "LAYER_BUSY", "layer %s of job %s is being loaded here already",
                           r->layer, r->job);

@@ -329,7 +329,7 @@ static void op_queue(struct op *o)
 int tenant_alloc(struct tenant *t, const char *device, uint64_t bytes, tenant_alloc_fn fn, void *arg,
                  struct err *e)
 {
-    struct op *o;
+    struct op *o = NULL;
     int rc = op_new(t, OP_ALLOC, &o, e);
     if (rc < 0)
         return rc;
@@ -361,7 +361,7 @@ void tenant_slot_put(struct tenant *t, const struct worker_slot *s)
 int tenant_write(struct tenant *t, uint64_t buffer, uint64_t off, const struct worker_slot *slot, uint32_t n,
                  tenant_done_fn fn, void *arg, struct err *e)
 {
-    struct op *o;
+    struct op *o = NULL;
     int rc = op_new(t, OP_WRITE, &o, e);
     if (rc < 0)
         return rc;
@@ -379,7 +379,7 @@ int tenant_write(struct tenant *t, uint64_t buffer, uint64_t off, const struct w
 int tenant_digest(struct tenant *t, uint64_t buffer, uint64_t n, tenant_digest_fn fn, void *arg,
                   struct err *e)
 {
-    struct op *o;
+    struct op *o = NULL;
     int rc = op_new(t, OP_DIGEST, &o, e);
     if (rc < 0)
         return rc;
@@ -394,7 +394,7 @@ int tenant_digest(struct tenant *t, uint64_t buffer, uint64_t n, tenant_digest_f
 
 int tenant_release(struct tenant *t, uint64_t buffer, tenant_done_fn fn, void *arg, struct err *e)
 {
-    struct op *o;
+    struct op *o = NULL;
     int rc = op_new(t, OP_RELEASE, &o, e);
     if (rc < 0)
         return rc;
