@@ -103,7 +103,7 @@ static int make_nodes(struct init *in)
             return err_set(&in->e, ST_EINVAL, "'%s' is no node name: letters, digits, '.', '-', '_'",
                            in->nodes[i]);
         snprintf(dir, sizeof dir, "nodes/%s", in->nodes[i]);
-        int rc = identity(in, dir, TLS_NODE, in->nodes[i], "agent");
+        int rc = identity(in, dir, TLS_NODE, in->nodes[i], "node");
         if (rc < 0)
             return rc;
     }
