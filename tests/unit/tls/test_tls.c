@@ -167,7 +167,7 @@ struct pair {
 
 static void pair_up(struct pair *p, SSL_CTX *server, SSL_CTX *client)
 {
-    BIO *a, *b;
+    BIO *a = NULL, *b = NULL;
     *p = (struct pair){SSL_new(server), SSL_new(client), {false, false}};
     assert_true(p->server && p->client && BIO_new_bio_pair(&a, 0, &b, 0) == 1);
     SSL_set_bio(p->server, a, a);

@@ -1,0 +1,97 @@
+/* Every case of strata-bench and what is promised for it. */
+#include "bench/bench.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/str.h"
+
+#define TLS "TLS 1.3 over TCP"
+#define TCP "TCP, no TLS"
+
+const struct bench_case bench_cases[] = {
+    {"rpc", "call-64B-rtt-p50", "us", TLS, AIM_RATIO_MAX, 1.3},
+    {"rpc", "call-64B-rtt-p50-tcp", "us", TCP, AIM_NONE, 0},
+    {"rpc", "calls-1-outstanding", "1/s", TLS, AIM_NONE, 0},
+    {"rpc", "calls-1-outstanding-tcp", "1/s", TCP, AIM_NONE, 0},
+    {"rpc", "calls-8-outstanding", "1/s", TLS, AIM_NONE, 0},
+    {"rpc", "calls-8-outstanding-tcp", "1/s", TCP, AIM_NONE, 0},
+    {"rpc", "calls-64-outstanding", "1/s", TLS, AIM_NONE, 0},
+    {"rpc", "calls-64-outstanding-tcp", "1/s", TCP, AIM_NONE, 0},
+    {"rpc", "handshakes-per-server-core", "1/s", TLS, AIM_OURS_MIN, 1200},
+    {"rpc", "handshakes-per-server-core-tcp", "1/s", TCP, AIM_NONE, 0},
+    {"rpc", "handshakes-wall-8-in-flight", "1/s", TLS, AIM_NONE, 0},
+    {"rpc", "bulk-goodput-one-stream", "Gb/s", TLS, AIM_RATIO_MIN, 0.85},
+    {"rpc", "bulk-goodput-one-stream-tcp", "Gb/s", TCP, AIM_NONE, 0},
+    {"rpc", "memory-per-idle-connection", "kB", TLS, AIM_OURS_MAX, 72},
+    {"rpc", "memory-per-idle-connection-tcp", "kB", TCP, AIM_NONE, 0},
+    {"rpc", "call-p99-under-bulk", "us", TLS, AIM_OURS_MAX, 1000},
+    {"rpc", "call-p99-under-bulk-tcp", "us", TCP, AIM_NONE, 0},
+};
+const size_t bench_cases_n = sizeof bench_cases / sizeof *bench_cases;
+
+static size_t find(const char *area, const char *name)
+{
+    for (size_t i = 0; i < bench_cases_n; i++)
+        if (!strcmp(bench_cases[i].area, area) && !strcmp(bench_cases[i].name, name))
+            return i;
+    fprintf(stderr, "strata-bench: the case %s/%s is not in the table\n", area, name);
+    abort();
+}
+
+void bench_put(struct bench_run *run, const char *area, const char *name, double ours, double peer)
+{
+    struct bench_result *r = &run->results[find(area, name)];
+    r->ours = ours;
+    r->peer = peer;
+    r->ran = true;
+}
+
+void bench_skip(struct bench_run *run, const char *area, const char *name, const char *why)
+{
+    struct bench_result *r = &run->results[find(area, name)];
+    r->ran = false;
+    str_copy(r->why, sizeof r->why, why);
+}
+
+int bench_met(const struct bench_case *c, const struct bench_result *r)
+{
+    if (!r->ran || c->aim == AIM_NONE)
+        return -1;
+    switch (c->aim) {
+    case AIM_RATIO_MIN:
+        return r->peer > 0 && r->ours / r->peer >= c->bound;
+    case AIM_RATIO_MAX:
+        return r->peer > 0 && r->ours / r->peer <= c->bound;
+    case AIM_OURS_MIN:
+        return r->ours >= c->bound;
+    default:
+        return r->ours <= c->bound;
+    }
+}
+
+void bench_aim_text(const struct bench_case *c, char out[48])
+{
+    static const char *const form[] = {[AIM_RATIO_MIN] = "ratio >=",
+                                       [AIM_RATIO_MAX] = "ratio <=",
+                                       [AIM_OURS_MIN] = "ours >=",
+                                       [AIM_OURS_MAX] = "ours <="};
+    out[0] = 0;
+    if (c->aim != AIM_NONE)
+        snprintf(out, 48, "%s %g", form[c->aim], c->bound);
+}
+
+static int compare(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+double bench_median(double *v, size_t n)
+{
+    if (!n)
+        return 0;
+    qsort(v, n, sizeof *v, compare);
+    return n & 1 ? v[n / 2] : (v[n / 2 - 1] + v[n / 2]) / 2;
+}
