@@ -91,6 +91,21 @@ static void test_search(void **s)
 {
     (void)s;
     compare(40000, 40400, 5, 7, GEN_REQUEST | GEN_TIGHT, 4500);
+    for (uint64_t seed = 40000, n = 0; n < 1; seed++) { /* and that is what the limit brings about */
+        struct problem p;
+        problem_random(&p, seed, 5, 7, GEN_TIGHT);
+        if (p.c->ndevices == 5 && p.m->nlayers == 7) {
+            struct plan_opts o = {.goal = PLAN_LATENCY, .memory_limit = 4500};
+            struct plan *plan = NULL;
+            struct err e = {0};
+            if (plan_solve(p.c, p.m, NULL, &o, &plan, &e) == ST_OK) {
+                assert_string_equal(plan->solver, "search");
+                n++;
+            }
+            plan_free(plan);
+        }
+        problem_fini(&p);
+    }
 }
 static void test_dags(void **s)
 {
