@@ -160,6 +160,8 @@ static void fill_runs(struct inst *in, size_t d)
                 own += in->t[d * in->L + b - 1];
             if (b == in->L || !in->glued[b])
                 row[b] = inst_stage_s(in, d, k, own);
+            if (row[b] < INFINITY)
+                in->last[d * in->L + a] = (uint32_t)b;
         }
     }
 }
@@ -206,7 +208,8 @@ static int build(struct inst *in, const uint32_t *only, size_t n_only, size_t me
         return ST_OK;
     in->bytes = table(L * (L + 1), sizeof *in->bytes);
     in->run = table(D * L * (L + 1), sizeof *in->run);
-    if (!in->bytes || !in->run)
+    in->last = table(D * L, sizeof *in->last);
+    if (!in->bytes || !in->run || !in->last)
         return ST_ENOMEM;
     fill_bytes(in);
     for (size_t d = 0; d < D; d++)
@@ -250,5 +253,6 @@ void inst_free(struct inst *in)
     free(in->glued);
     free(in->bytes);
     free(in->run);
+    free(in->last);
     free(in);
 }

@@ -55,9 +55,10 @@ struct inst {
     size_t max_stages, min_nodes;
     double max_node, max_total;
     /* chain tables; run [a, b) at a·(L+1)+b */
-    double *bytes; /* weights + cache + largest activation */
-    double *run;   /* per device: D × L × (L+1); INFINITY = cannot be a stage */
-    bool coupled;  /* node or total bytes depend on more than one stage */
+    double *bytes;  /* weights + cache + largest activation */
+    double *run;    /* per device: D × L × (L+1); INFINITY = cannot be a stage */
+    uint32_t *last; /* D × L: longest run from there ends at it; 0 = none */
+    bool coupled;   /* node or total bytes depend on more than one stage */
 };
 
 /* rules: which of enum inst_rule hold. ST_ENOMEM, ST_ELIMIT (tables above memory_limit). */
@@ -72,6 +73,10 @@ static inline double inst_bytes(const struct inst *in, size_t a, size_t b)
 static inline double inst_run(const struct inst *in, size_t d, size_t a, size_t b)
 {
     return in->run[(d * in->L + a) * (in->L + 1) + b];
+}
+static inline size_t inst_last(const struct inst *in, size_t d, size_t a)
+{
+    return in->last[d * in->L + a];
 }
 static inline const struct inst_hop *inst_hop(const struct inst *in, size_t from, size_t to)
 {

@@ -47,10 +47,12 @@ static void relax_before(const struct prob *p, double *before)
     for (size_t l = 0; l < L; l++) {
         double bytes = inst_cut_bytes(p->in, l);
         for (size_t e = 0; e < D; e++) {
+            if (!inst_last(p->in, e, l))
+                continue;
             double at = l == 0 ? prob_hop(p, D, e, bytes) : least_hop(p, e, l, bytes, before, true);
             if (at == INFINITY)
                 continue;
-            for (size_t m = l + 1; m <= L; m++) {
+            for (size_t m = l + 1, last = inst_last(p->in, e, l); m <= last; m++) {
                 double v = prob_join(p->kind, at, prob_stage(p, e, l, m));
                 if (v < before[e * W + m])
                     before[e * W + m] = v;
@@ -78,6 +80,8 @@ double relax_run(const struct prob *p, double *before, double *after)
             double a = m == L ? prob_hop(p, e, D, bytes) : least_hop(p, e, m, bytes, start, false);
             after[e * W + m] = a;
             for (size_t l = 0; a < INFINITY && l < m; l++) {
+                if (inst_last(p->in, e, l) < m)
+                    continue;
                 double v = prob_join(p->kind, prob_stage(p, e, l, m), a);
                 if (v < start[e * W + l])
                     start[e * W + l] = v;
@@ -99,7 +103,7 @@ static bool covers(const struct prob *p, double v)
     for (size_t d = 0; d < p->in->D && sum < L; d++) {
         size_t most = 0;
         for (size_t a = 0; a + most < L; a++)
-            for (size_t b = a + most + 1; b <= L; b++)
+            for (size_t b = a + most + 1, last = inst_last(p->in, d, a); b <= last; b++)
                 if (prob_stage(p, d, a, b) <= v)
                     most = b - a;
         sum += most;

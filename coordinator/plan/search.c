@@ -111,8 +111,8 @@ static int children(const struct search *q, const struct state *s, size_t from, 
         double at = prob_join(q->p->kind, s->cost, prob_hop(q->p, s->last, e, bytes));
         if (at == INFINITY || at >= q->best)
             continue;
-        bool new_node = !node_used(q, s, e);
-        for (size_t m = s->l + 1; m <= q->L; m++) {
+        bool new_node = q->p->in->min_nodes && !node_used(q, s, e);
+        for (size_t m = s->l + 1, last = inst_last(q->p->in, e, s->l); m <= last; m++) {
             double cost = prob_join(q->p->kind, at, prob_stage(q->p, e, s->l, m));
             double bound = prob_join(q->p->kind, cost, q->after[e * q->W + m]);
             if (bound == INFINITY || bound >= q->best || !allowed(q, s, e, m, new_node))
@@ -310,14 +310,14 @@ done:
 
 static int branch(struct search *q, struct state *s)
 {
-    size_t n = 0, depth = s->stages;
+    size_t n = 0, n_cost, depth = s->stages;
     if (q->work_left == 0 || !budget_spend(q->b, 1)) {
         q->proof = false;
         return ST_OK;
     }
-    q->work_left--;
     int rc = children(q, s, 0, &q->level[depth], &n, &q->level_cap[depth]);
-    q->work_left -= n < q->work_left ? n : q->work_left; /* a state costs what it branches into */
+    n_cost = q->D + n; /* a state costs what it looked at and what it branches into */
+    q->work_left -= n_cost < q->work_left ? n_cost : q->work_left;
     if (n)
         qsort(q->level[depth], n, sizeof **q->level, by_bound);
     for (size_t i = 0; rc == ST_OK && i < n; i++) {

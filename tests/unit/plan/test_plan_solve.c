@@ -25,9 +25,10 @@ static double truth_of(const struct truth *t, enum plan_goal g)
 }
 
 /* Solves one random problem for one goal and compares with the truth and with the independent check. */
-static bool agree(const struct problem *p, const struct truth *t, enum plan_goal g, uint64_t seed)
+static bool agree(const struct problem *p, const struct truth *t, enum plan_goal g, uint64_t seed,
+                  size_t memory)
 {
-    struct plan_opts o = {.goal = g};
+    struct plan_opts o = {.goal = g, .memory_limit = memory};
     struct plan *plan = NULL;
     struct err e = {0};
     int rc = plan_solve(p->c, p->m, p->has_request ? &p->r : NULL, &o, &plan, &e);
@@ -51,7 +52,8 @@ static bool agree(const struct problem *p, const struct truth *t, enum plan_goal
     return ok;
 }
 
-static void compare(uint64_t from, uint64_t to, unsigned devices, unsigned layers, unsigned flags)
+static void compare(uint64_t from, uint64_t to, unsigned devices, unsigned layers, unsigned flags,
+                    size_t memory)
 {
     size_t feasible = 0, wrong = 0;
     for (uint64_t seed = from; seed < to; seed++) {
@@ -61,7 +63,7 @@ static void compare(uint64_t from, uint64_t to, unsigned devices, unsigned layer
         oracle_run(&p, &t);
         feasible += t.feasible;
         for (int g = PLAN_LATENCY; g <= PLAN_BALANCED; g++)
-            wrong += !agree(&p, &t, (enum plan_goal)g, seed);
+            wrong += !agree(&p, &t, (enum plan_goal)g, seed, memory);
         problem_fini(&p);
     }
     assert_int_equal(wrong, 0);
@@ -72,23 +74,44 @@ static void compare(uint64_t from, uint64_t to, unsigned devices, unsigned layer
 static void test_chains(void **s)
 {
     (void)s;
-    compare(0, 1200, 5, 7, 0);
+    compare(0, 1200, 5, 7, 0, 0);
 }
 static void test_tight_chains(void **s)
 {
     (void)s;
-    compare(5000, 6000, 5, 7, GEN_TIGHT);
+    compare(5000, 6000, 5, 7, GEN_TIGHT, 0);
 }
 static void test_requests(void **s)
 {
     (void)s;
-    compare(10000, 11200, 5, 7, GEN_REQUEST);
+    compare(10000, 11200, 5, 7, GEN_REQUEST, 0);
+}
+/* Too little memory for the bitmask's tables: branch and bound must prove the same optima. */
+static void test_search(void **s)
+{
+    (void)s;
+    compare(40000, 40400, 5, 7, GEN_REQUEST | GEN_TIGHT, 4500);
+    for (uint64_t seed = 40000, n = 0; n < 1; seed++) { /* and that is what the limit brings about */
+        struct problem p;
+        problem_random(&p, seed, 5, 7, GEN_TIGHT);
+        if (p.c->ndevices == 5 && p.m->nlayers == 7) {
+            struct plan_opts o = {.goal = PLAN_LATENCY, .memory_limit = 4500};
+            struct plan *plan = NULL;
+            struct err e = {0};
+            if (plan_solve(p.c, p.m, NULL, &o, &plan, &e) == ST_OK) {
+                assert_string_equal(plan->solver, "search");
+                n++;
+            }
+            plan_free(plan);
+        }
+        problem_fini(&p);
+    }
 }
 static void test_dags(void **s)
 {
     (void)s;
-    compare(20000, 20400, 3, 6, GEN_DAG);
-    compare(21000, 21400, 3, 6, GEN_DAG | GEN_REQUEST | GEN_TIGHT);
+    compare(20000, 20400, 3, 6, GEN_DAG, 0);
+    compare(21000, 21400, 3, 6, GEN_DAG | GEN_REQUEST | GEN_TIGHT, 0);
 }
 
 static struct cluster *cluster_of(const char *text)
@@ -296,10 +319,15 @@ static void test_shortfalls(void **s)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_chains),     cmocka_unit_test(test_tight_chains),
-        cmocka_unit_test(test_requests),   cmocka_unit_test(test_dags),
-        cmocka_unit_test(test_exo957),     cmocka_unit_test(test_monotonic),
-        cmocka_unit_test(test_large),      cmocka_unit_test(test_cancel_and_limits),
+        cmocka_unit_test(test_chains),
+        cmocka_unit_test(test_tight_chains),
+        cmocka_unit_test(test_requests),
+        cmocka_unit_test(test_dags),
+        cmocka_unit_test(test_search),
+        cmocka_unit_test(test_exo957),
+        cmocka_unit_test(test_monotonic),
+        cmocka_unit_test(test_large),
+        cmocka_unit_test(test_cancel_and_limits),
         cmocka_unit_test(test_shortfalls),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
