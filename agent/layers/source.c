@@ -20,7 +20,8 @@
 #define MAX_PIECES (1u << 20)
 
 struct file {
-    int fd;
+    int fd; /* -1 = not used */
+    bool used;
     char *path; /* real */
     struct stat st;
 };
@@ -163,12 +164,12 @@ int source_open(struct source **out, const char *const *roots, size_t nroots, co
     }
     if (!s || !s->files || !s->parts)
         rc = err_set(e, ST_ENOMEM, "not enough memory to open %.300s", files[0]);
+    for (size_t k = 0; k < npieces && rc == ST_OK; k++) /* files of other layers need not even be there */
+        if (pieces[k].file < nfiles)
+            s->files[pieces[k].file].used = true;
     for (size_t i = 0; i < nfiles && rc == ST_OK; i++) {
-        bool used = false; /* files of other layers need not even be there */
-        for (size_t k = 0; k < npieces && !used; k++)
-            used = pieces[k].file == i;
         s->files[s->nfiles].fd = -1;
-        if (used)
+        if (s->files[i].used)
             rc = open_file(&s->files[i], roots, nroots, files[i], e);
         if (rc == ST_OK)
             s->nfiles++;

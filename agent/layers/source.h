@@ -13,7 +13,7 @@
 #include "common/base/err.h"
 
 struct source;
-struct _Strata__V1__FetchRequest;
+struct Strata__V1__FetchRequest;
 
 struct source_piece {
     uint32_t file; /* index into the files given */
@@ -38,7 +38,7 @@ int source_open(struct source **out, const char *const *roots, size_t nroots, co
  * on this disk is not the one meant.
  */
 int source_open_request(struct source **out, const char *const *roots, size_t nroots,
-                        const struct _Strata__V1__FetchRequest *rq, struct err *e) ST_CHECK;
+                        const struct Strata__V1__FetchRequest *rq, struct err *e) ST_CHECK;
 
 void source_close(struct source *s); /* NULL is fine */
 uint64_t source_bytes(const struct source *s);

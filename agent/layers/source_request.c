@@ -59,7 +59,7 @@ out:
 }
 
 int source_open_request(struct source **out, const char *const *roots, size_t nroots,
-                        const struct _Strata__V1__FetchRequest *rq, struct err *e)
+                        const struct Strata__V1__FetchRequest *rq, struct err *e)
 {
     char path[PATH_MAX];
     struct model *m;

@@ -24,6 +24,7 @@ struct strata_client {
     struct event *wake, *timer;
     int wake_fd;
     struct tls_ctx *tls;
+    struct quic_addr to;
     struct quic_udp *udp;
     struct quic_ep *ep;
     struct rpc_session *session;
@@ -158,19 +159,24 @@ static int closed_error(const struct strata_client *c, struct err *e)
         c->settings->coordinator, c->why.reason);
 }
 
-static int connect_now(struct strata_client *c, uint64_t timeout_ns, struct err *e)
+static int open_socket(struct strata_client *c, struct err *e)
 {
-    struct quic_addr to;
     struct quic_ep_cfg cfg = {.clock = clock_system(), .rng = rng_system(), .log = &c->log, .tls = c->tls};
-    const struct rpc_cfg rc_cfg = {.base = c->base, .clock = clock_system(), .log = &c->log};
-    int rc = quic_addr_parse(c->settings->coordinator, &to, e);
+    int rc = quic_addr_parse(c->settings->coordinator, &c->to, e);
     if (rc < 0)
-        return rc;
+        return err_prefix(e, "client.yaml, coordinator");
     quic_limits_control(&cfg.limits);
     rng_system()->fill(NULL, cfg.reset_secret, sizeof cfg.reset_secret);
-    const char *any = to.ss.ss_family == AF_INET6 ? "[::]:0" : "0.0.0.0:0";
-    if ((rc = quic_udp_new(&c->udp, &c->ep, c->base, 0, any, &cfg, e)) < 0 ||
-        (rc = rpc_dial(&c->session, &rc_cfg, c->ep, &to, TLS_COORDINATOR, NULL, &session_ops, c, e)) < 0)
+    const char *any = c->to.ss.ss_family == AF_INET6 ? "[::]:0" : "0.0.0.0:0";
+    return quic_udp_new(&c->udp, &c->ep, c->base, 0, any, &cfg, e);
+}
+
+static int connect_now(struct strata_client *c, uint64_t timeout_ns, struct err *e)
+{
+    const struct rpc_cfg cfg = {.base = c->base, .clock = clock_system(), .log = &c->log};
+    c->closed = c->timed_out = false;
+    int rc = rpc_dial(&c->session, &cfg, c->ep, &c->to, TLS_COORDINATOR, NULL, &session_ops, c, e);
+    if (rc < 0)
         return rc;
     const struct timeval tv = {(time_t)(timeout_ns / NS_PER_S), (suseconds_t)(timeout_ns % NS_PER_S / 1000)};
     evtimer_add(c->timer, &tv);
@@ -180,6 +186,8 @@ static int connect_now(struct strata_client *c, uint64_t timeout_ns, struct err 
     evtimer_del(c->timer);
     if (c->up)
         return ST_OK;
+    if (c->session)
+        rpc_session_close(c->session, 0, "gave up");
     if (c->interrupted)
         return err_reason(e, ST_ECANCELED, "INTERRUPTED", "interrupted");
     if (c->closed)
@@ -219,7 +227,8 @@ int strata_client_open(struct strata_client **out, const char *dir, uint64_t tim
         }
         if (!c->wake || !c->timer || event_add(c->wake, NULL))
             rc = err_set(&e, ST_ERESOURCE, "cannot make an event loop: out of memory or of file descriptors");
-        if (rc == ST_OK && (rc = read_settings(c, dir, &e)) == ST_OK && (rc = load_tls(c, dir, &e)) == ST_OK)
+        if (rc == ST_OK && (rc = read_settings(c, dir, &e)) == ST_OK &&
+            (rc = load_tls(c, dir, &e)) == ST_OK && (rc = open_socket(c, &e)) == ST_OK)
             rc = connect_now(c, timeout_ns ? timeout_ns : CONNECT_NS, &e);
     }
     if (rc < 0) {
@@ -246,8 +255,10 @@ void strata_client_close(struct strata_client *c)
         event_base_free(c->base);
     if (c->wake_fd >= 0)
         close(c->wake_fd);
-    cyaml_config_t cfg = yaml_config(NULL);
+    struct buf why = {0};
+    cyaml_config_t cfg = yaml_config(&why);
     cyaml_free(&cfg, &schema, c->settings, 0);
+    buf_fini(&why);
     free(c);
 }
 
@@ -306,9 +317,17 @@ static int run_call(struct strata_client *c, const ProtobufCServiceDescriptor *s
     const struct rpc_call_opts o = {timeout_ns, request_id};
     c->done = c->stopped = false;
     c->reply = NULL;
-    if (c->closed)
-        return closed_error(c, e);
-    int rc = rpc_call(&c->call, c->session, svc, method, flags, req, &o, &call_ops, c, e);
+    /* Between calls nobody runs the loop: what happened since shows only now, a connection idle for too long
+     * included. Nothing of this call was sent yet, so it may as well go over a new one. */
+    int rc = event_base_loop(c->base, EVLOOP_NONBLOCK) < 0 ? err_set(e, ST_EINTERNAL, "the event loop failed")
+                                                           : ST_OK;
+    if (rc == ST_OK && c->interrupted)
+        rc = err_reason(e, ST_ECANCELED, "INTERRUPTED", "interrupted");
+    if (rc == ST_OK && !c->session)
+        rc = connect_now(c, CONNECT_NS, e);
+    if (rc < 0)
+        return rc;
+    rc = rpc_call(&c->call, c->session, svc, method, flags, req, &o, &call_ops, c, e);
     if (rc < 0)
         return rc;
     while (!c->done) {

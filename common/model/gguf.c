@@ -220,8 +220,8 @@ static int skip_element(struct cursor *c, uint32_t elem, int depth)
             return rc;
         return n > left(c) ? corrupt(c, "a string is longer than the file") : take(c, NULL, n);
     }
-    uint32_t sub;
-    uint64_t n;
+    uint32_t sub = 0;
+    uint64_t n = 0;
     if ((rc = take_u32(c, &sub)) < 0 || (rc = check_type(c, sub)) < 0 || (rc = take_uint(c, 8, &n)) < 0)
         return rc;
     return skip_array(c, sub, n, depth + 1);
@@ -247,7 +247,7 @@ static int skip_array(struct cursor *c, uint32_t elem, uint64_t count, int depth
 
 static int take_array(struct cursor *c, struct gguf_kv *kv)
 {
-    uint32_t elem;
+    uint32_t elem = 0;
     int rc;
     if ((rc = take_u32(c, &elem)) < 0 || (rc = check_type(c, elem)) < 0 ||
         (rc = take_uint(c, 8, &kv->count)) < 0)
@@ -269,7 +269,7 @@ static int take_array(struct cursor *c, struct gguf_kv *kv)
 
 static int take_kv(struct cursor *c, struct gguf_kv *kv)
 {
-    uint32_t type;
+    uint32_t type = 0;
     int rc;
     if ((rc = take_string(c, MAX_KEY, false, &kv->key)) < 0 || (rc = take_u32(c, &type)) < 0 ||
         (rc = check_type(c, type)) < 0)
@@ -317,7 +317,7 @@ static int read_metadata(struct cursor *c, struct gguf *g, uint64_t count)
 
 static int take_dims(struct cursor *c, struct tensor *t, uint64_t *first)
 {
-    uint32_t n;
+    uint32_t n = 0;
     int rc = take_u32(c, &n);
     if (rc < 0)
         return rc;
@@ -343,8 +343,8 @@ static int take_dims(struct cursor *c, struct tensor *t, uint64_t *first)
 /* The offset is still relative to the data section, whose place is known only after the table. */
 static int take_tensor(struct cursor *c, struct tensor *t)
 {
-    uint64_t first;
-    uint32_t type, block, bytes;
+    uint64_t first = 1;
+    uint32_t type = 0, block, bytes;
     int rc;
     if ((rc = take_string(c, TENSOR_MAX_NAME, false, &t->name)) < 0 || (rc = take_dims(c, t, &first)) < 0 ||
         (rc = take_u32(c, &type)) < 0)
@@ -426,7 +426,7 @@ static int finish_digest(struct cursor *c, struct gguf *g)
 
 static int read_all(struct cursor *c, struct gguf *g, struct tensor_table *t, uint32_t file)
 {
-    uint64_t tensors, kvs;
+    uint64_t tensors = 0, kvs = 0;
     size_t first = t->n;
     int rc;
     if ((rc = read_counts(c, g, &tensors, &kvs)) < 0 || (rc = read_metadata(c, g, kvs)) < 0)

@@ -151,12 +151,14 @@ int model_sort(struct model *m, uint32_t *on)
         uint32_t at = 0;
         while (!left[at])
             at++;
-        for (size_t hop = 0; hop < n; hop++)
-            for (size_t k = 0; k < m->layers[at].ndeps; k++)
-                if (left[m->layers[at].deps[k]]) {
-                    at = m->layers[at].deps[k];
-                    break;
-                }
+        while (nodes[at].key != UINT64_MAX) {
+            nodes[at].key = UINT64_MAX; /* seen; it is in no heap */
+            const struct model_layer *l = &m->layers[at];
+            size_t k = 0;
+            while (!left[l->deps[k]])
+                k++;
+            at = l->deps[k];
+        }
         *on = at;
         rc = ST_ECONFLICT;
     }

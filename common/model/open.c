@@ -94,7 +94,7 @@ static void set_fini(struct set *s)
 static int add_gguf(struct set *s, const char *path, struct gguf *g)
 {
     struct model_src src = {.pread = fd_pread};
-    int fd, rc = open_regular(path, &fd, &src.size, s->e);
+    int fd = -1, rc = open_regular(path, &fd, &src.size, s->e);
     if (rc < 0)
         return rc;
     src.arg = &fd;
@@ -175,7 +175,7 @@ static int add_safetensors(struct set *s, const char *path)
 {
     struct model_src src = {.pread = fd_pread};
     uint8_t digest[32];
-    int fd, rc = open_regular(path, &fd, &src.size, s->e);
+    int fd = -1, rc = open_regular(path, &fd, &src.size, s->e);
     if (rc < 0)
         return rc;
     src.arg = &fd;
@@ -318,8 +318,8 @@ enum format { FORMAT_GGUF, FORMAT_SAFETENSORS, FORMAT_JSON };
 static int detect(const char *path, enum format *out, struct err *e)
 {
     uint8_t b[16] = {0};
-    uint64_t size, head = 0;
-    int fd, rc = open_regular(path, &fd, &size, e);
+    uint64_t size = 0, head = 0;
+    int fd = -1, rc = open_regular(path, &fd, &size, e);
     if (rc < 0)
         return rc;
     size_t n = size < sizeof b ? (size_t)size : sizeof b, i = 0;
@@ -389,7 +389,7 @@ int model_open(const char *path, const struct model_options *opt, struct model *
 {
     struct set s = {.e = e};
     char file[PATH_CAP];
-    enum format f;
+    enum format f = FORMAT_JSON;
     const char *format = NULL;
     int rc;
     if ((rc = resolve(path, file, e)) < 0 || (rc = detect(file, &f, e)) < 0)

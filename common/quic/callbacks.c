@@ -57,15 +57,24 @@ static int cb_stream_open(ngtcp2_conn *nc, int64_t id, void *user)
     return 0;
 }
 
+static void record_reset(struct quic_stream *s, uint64_t code)
+{
+    s->reset_code = code;
+    quic_stream_event(s, QUIC_EV_RESET);
+}
+
 static int cb_stream_close(ngtcp2_conn *nc, uint32_t flags, int64_t id, uint64_t code, void *user,
                            void *stream_user)
 {
     struct quic_stream *s = stream_user;
-    (void)nc, (void)flags, (void)id, (void)code, (void)user;
+    (void)nc, (void)id, (void)user;
     if (!s)
         return 0;
     quic_stream_shut_tx(s);
     s->gone = true;
+    /* ngtcp2 answers STOP_SENDING by itself and tells nobody: the code shows here first. */
+    if ((flags & NGTCP2_STREAM_CLOSE_FLAG_APP_ERROR_CODE_SET) && !s->reset_local && !s->reset_told)
+        record_reset(s, code);
     quic_stream_event(s, QUIC_EV_CLOSED);
     return 0;
 }
@@ -73,24 +82,9 @@ static int cb_stream_close(ngtcp2_conn *nc, uint32_t flags, int64_t id, uint64_t
 static int cb_stream_reset(ngtcp2_conn *nc, int64_t id, uint64_t final_size, uint64_t code, void *user,
                            void *stream_user)
 {
-    struct quic_stream *s = stream_user;
     (void)nc, (void)id, (void)final_size, (void)user;
-    if (!s)
-        return 0;
-    s->reset_code = code;
-    quic_stream_event(s, QUIC_EV_RESET);
-    return 0;
-}
-
-static int cb_stop_sending(ngtcp2_conn *nc, int64_t id, uint64_t code, void *user, void *stream_user)
-{
-    struct quic_stream *s = stream_user;
-    (void)nc, (void)id, (void)user;
-    if (!s)
-        return 0;
-    quic_stream_shut_tx(s); /* ngtcp2 answers with RESET_STREAM itself */
-    s->reset_code = code;
-    quic_stream_event(s, QUIC_EV_RESET);
+    if (stream_user)
+        record_reset(stream_user, code);
     return 0;
 }
 
@@ -148,7 +142,7 @@ static int cb_new_cid(ngtcp2_conn *nc, ngtcp2_cid *cid, ngtcp2_stateless_reset_t
     ep->rng->fill(ep->rng->arg, cid->data, cidlen);
     if (ngtcp2_crypto_generate_stateless_reset_token(token->data, ep->reset_secret, sizeof ep->reset_secret,
                                                      cid) != 0 ||
-        quic_ep_cid_add(ep, cid, c) < 0)
+        quic_conn_cid_add(c, cid) < 0)
         return NGTCP2_ERR_CALLBACK_FAILURE;
     return 0;
 }
@@ -157,7 +151,20 @@ static int cb_remove_cid(ngtcp2_conn *nc, const ngtcp2_cid *cid, void *user)
 {
     struct quic_conn *c = user;
     (void)nc;
-    quic_ep_cid_del(c->ep, cid);
+    quic_conn_cid_del(c, cid);
+    return 0;
+}
+
+static int cb_dcid_status(ngtcp2_conn *nc, ngtcp2_connection_id_status_type type, uint64_t seq,
+                          const ngtcp2_cid *cid, const ngtcp2_stateless_reset_token *token, void *user)
+{
+    struct quic_conn *c = user;
+    (void)nc, (void)seq, (void)cid;
+    if (!token)
+        return 0;
+    if (type == NGTCP2_CONNECTION_ID_STATUS_TYPE_ACTIVATE)
+        return quic_conn_token_add(c, token) < 0 ? NGTCP2_ERR_CALLBACK_FAILURE : 0;
+    quic_conn_token_del(c, token);
     return 0;
 }
 
@@ -166,9 +173,9 @@ static int cb_remove_cid(ngtcp2_conn *nc, const ngtcp2_cid *cid, void *user)
     .encrypt = ngtcp2_crypto_encrypt_cb, .decrypt = ngtcp2_crypto_decrypt_cb,                                \
     .hp_mask = ngtcp2_crypto_hp_mask_cb, .recv_stream_data = cb_recv_stream_data,                            \
     .acked_stream_data_offset = cb_acked, .stream_open = cb_stream_open, .stream_close = cb_stream_close,    \
-    .stream_reset = cb_stream_reset, .stream_stop_sending = cb_stop_sending,                                 \
-    .extend_max_stream_data = cb_extend_stream, .recv_datagram = cb_datagram,                                \
-    .recv_stateless_reset2 = cb_stateless_reset, .rand = cb_rand, .get_new_connection_id2 = cb_new_cid,      \
+    .stream_reset = cb_stream_reset, .extend_max_stream_data = cb_extend_stream,                             \
+    .recv_datagram = cb_datagram, .recv_stateless_reset2 = cb_stateless_reset, .rand = cb_rand,              \
+    .get_new_connection_id2 = cb_new_cid, .dcid_status2 = cb_dcid_status,                                    \
     .remove_connection_id = cb_remove_cid, .update_key = ngtcp2_crypto_update_key_cb,                        \
     .delete_crypto_aead_ctx = ngtcp2_crypto_delete_crypto_aead_ctx_cb,                                       \
     .delete_crypto_cipher_ctx = ngtcp2_crypto_delete_crypto_cipher_ctx_cb,                                   \

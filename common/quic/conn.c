@@ -27,6 +27,49 @@ uint64_t quic_conn_ts(const struct quic_conn *c)
     return last != UINT64_MAX && last > now ? last : now; /* ngtcp2 aborts when its time runs backwards */
 }
 
+/* ---- ids ---- */
+
+/* What the endpoint's maps say of a connection is listed in it, so that nothing stays behind when it goes. */
+int quic_conn_cid_add(struct quic_conn *c, const ngtcp2_cid *cid)
+{
+    if (c->ncids == QUIC_IDS_MAX)
+        return ST_ELIMIT;
+    int rc = quic_ep_cid_add(c->ep, cid, c);
+    if (rc == ST_OK)
+        c->cids[c->ncids++] = *cid;
+    return rc;
+}
+
+void quic_conn_cid_del(struct quic_conn *c, const ngtcp2_cid *cid)
+{
+    for (unsigned i = 0; i < c->ncids; i++)
+        if (ngtcp2_cid_eq(&c->cids[i], cid)) {
+            quic_ep_cid_del(c->ep, cid);
+            c->cids[i] = c->cids[--c->ncids];
+            return;
+        }
+}
+
+int quic_conn_token_add(struct quic_conn *c, const ngtcp2_stateless_reset_token *t)
+{
+    if (c->ntokens == QUIC_IDS_MAX)
+        return ST_OK; /* that reset goes unnoticed, the idle timeout does not */
+    int rc = quic_ep_token_add(c->ep, t->data, c);
+    if (rc == ST_OK)
+        c->tokens[c->ntokens++] = *t;
+    return rc;
+}
+
+void quic_conn_token_del(struct quic_conn *c, const ngtcp2_stateless_reset_token *t)
+{
+    for (unsigned i = 0; i < c->ntokens; i++)
+        if (memcmp(c->tokens[i].data, t->data, sizeof t->data) == 0) {
+            quic_ep_token_del(c->ep, t->data, c);
+            c->tokens[i] = c->tokens[--c->ntokens];
+            return;
+        }
+}
+
 /* ---- making ---- */
 
 static ngtcp2_conn *get_conn(ngtcp2_crypto_conn_ref *ref)
@@ -172,18 +215,9 @@ int quic_conn_accept(struct quic_ep *ep, const struct quic_addr *local, const st
     if (rc == ST_OK && ngtcp2_conn_server_new(&c->nc, &hd->scid, &scid, &path, hd->version,
                                               &quic_server_callbacks, &st, &tp, NULL, c) != 0)
         rc = ST_ENOMEM;
-    if (rc < 0 || (rc = quic_ep_cid_add(ep, &scid, c)) < 0)
+    if (rc < 0 || (rc = quic_conn_cid_add(c, &scid)) < 0 || (rc = quic_conn_cid_add(c, &hd->dcid)) < 0 ||
+        (rc = quic_ep_addr_count(ep, remote, 1)) < 0)
         goto fail;
-    if ((rc = quic_ep_cid_add(ep, &hd->dcid, c)) < 0) {
-        quic_ep_cid_del(ep, &scid);
-        goto fail;
-    }
-    if ((rc = quic_ep_addr_count(ep, remote, 1)) < 0) {
-        quic_ep_cid_del(ep, &scid);
-        quic_ep_cid_del(ep, &hd->dcid);
-        goto fail;
-    }
-    c->odcid = hd->dcid;
     ngtcp2_conn_set_tls_native_handle(c->nc, c->octx);
     c->counted_hs = true;
     ep->handshakes++;
@@ -193,6 +227,7 @@ int quic_conn_accept(struct quic_ep *ep, const struct quic_addr *local, const st
     *out = c;
     return ST_OK;
 fail:
+    quic_conn_unregister(c);
     conn_free(c);
     return rc;
 }
@@ -232,7 +267,7 @@ int quic_connect(struct quic_conn **out, struct quic_ep *ep, const struct quic_a
                                               &quic_client_callbacks, &st, &tp, NULL, c) != 0)
         rc = ST_ENOMEM;
     if (rc == ST_OK)
-        rc = quic_ep_cid_add(ep, &scid, c);
+        rc = quic_conn_cid_add(c, &scid);
     if (rc < 0) {
         conn_free(c);
         return err_set(e, rc, "cannot start a connection to %s: %s", text, status_name(rc));
@@ -472,18 +507,11 @@ void quic_conn_close(struct quic_conn *c, uint64_t code, const char *reason)
 
 void quic_conn_unregister(struct quic_conn *c)
 {
-    ngtcp2_cid ids[16];
-    size_t n = ngtcp2_conn_get_scid(c->nc, NULL);
-    ngtcp2_cid *v = n <= 16 ? ids : calloc(n, sizeof *v);
-    if (v) {
-        n = ngtcp2_conn_get_scid(c->nc, v);
-        for (size_t i = 0; i < n; i++)
-            quic_ep_cid_del(c->ep, &v[i]);
-        if (v != ids)
-            free(v);
-    }
-    if (c->odcid.datalen)
-        quic_ep_cid_del(c->ep, &c->odcid);
+    for (unsigned i = 0; i < c->ncids; i++)
+        quic_ep_cid_del(c->ep, &c->cids[i]);
+    for (unsigned i = 0; i < c->ntokens; i++)
+        quic_ep_token_del(c->ep, c->tokens[i].data, c);
+    c->ncids = c->ntokens = 0;
 }
 
 void quic_conn_bury(struct quic_conn *c)
@@ -506,7 +534,9 @@ void quic_conn_bury(struct quic_conn *c)
     for (struct quic_stream *s; (s = TAILQ_FIRST(&c->streams));)
         quic_stream_last_upcall(s);
     quic_stream_release_done(c);
-    if ((c->told_up || !c->server) && c->ops->on_closed)
+    /* Of accepted connections that never came up only those matter whose certificate we refused. */
+    bool refused = c->why.kind == QUIC_CLOSE_TRUST && c->bye == QUIC_BYE_ALERT;
+    if ((c->told_up || !c->server || refused) && c->ops->on_closed)
         c->ops->on_closed(c, &c->why, c->arg);
     if (c->server) {
         ep->naccepted--;

@@ -40,8 +40,9 @@ static ngtcp2_ssize fill_dgrams(struct quic_conn *c, ngtcp2_path *path, ngtcp2_p
             drop_dgram(c);
             continue;
         }
-        if (rv == 0 && !accepted) { /* congested: a late probe is worth nothing */
-            while (!STAILQ_EMPTY(&c->dtx))
+        if (rv == 0 &&
+            !accepted) { /* congested: a late probe is worth nothing; merely paced: its time comes */
+            while (!STAILQ_EMPTY(&c->dtx) && ngtcp2_conn_get_cwnd_left(c->nc) < STAILQ_FIRST(&c->dtx)->n)
                 drop_dgram(c);
             break; /* nothing is pending in dst; the stream path finds out whether anything may go */
         }
@@ -88,7 +89,10 @@ static ngtcp2_ssize fill_pkt(ngtcp2_conn *nc, ngtcp2_path *path, ngtcp2_pkt_info
             s->tx_blocked = true;
             quic_stream_unready(s);
             continue;
-        case NGTCP2_ERR_STREAM_SHUT_WR:
+        case NGTCP2_ERR_STREAM_SHUT_WR: /* the peer asked us to stop sending; its code shows at the close */
+            quic_stream_event(s, QUIC_EV_RESET);
+            quic_stream_shut_tx(s);
+            continue;
         case NGTCP2_ERR_STREAM_NOT_FOUND:
             quic_stream_shut_tx(s);
             continue;

@@ -41,6 +41,7 @@ static void ep_release(struct quic_ep *ep)
     tls_ctx_unref(ep->tls);
     map_free(ep->cids);
     map_free(ep->stub_cids);
+    map_free(ep->reset_tokens);
     map_free(ep->per_addr);
     heap_fini(&ep->timers);
     heap_fini(&ep->stub_timers);
@@ -76,7 +77,8 @@ int quic_ep_new(struct quic_ep **out, const struct quic_ep_cfg *cfg, struct err 
     ep->tx = malloc(QUIC_TX_BUF);
     ep->held.data = malloc(QUIC_TX_BUF);
     if (!ep->tx || !ep->held.data || map_new(&ep->cids, ep->rng) < 0 ||
-        map_new(&ep->stub_cids, ep->rng) < 0 || map_new(&ep->per_addr, ep->rng) < 0) {
+        map_new(&ep->stub_cids, ep->rng) < 0 || map_new(&ep->reset_tokens, ep->rng) < 0 ||
+        map_new(&ep->per_addr, ep->rng) < 0) {
         ep_release(ep);
         return err_set(e, ST_ENOMEM, "no memory for a QUIC endpoint");
     }
@@ -164,6 +166,22 @@ int quic_ep_cid_add(struct quic_ep *ep, const ngtcp2_cid *cid, struct quic_conn 
 void quic_ep_cid_del(struct quic_ep *ep, const ngtcp2_cid *cid)
 {
     map_del(ep->cids, cid->data, cid->datalen);
+}
+
+/* First come, first served: a peer that announces the token of another peer gains nothing. */
+int quic_ep_token_add(struct quic_ep *ep, const uint8_t token[NGTCP2_STATELESS_RESET_TOKENLEN],
+                      struct quic_conn *c)
+{
+    if (map_get(ep->reset_tokens, token, NGTCP2_STATELESS_RESET_TOKENLEN))
+        return ST_OK;
+    return map_put(ep->reset_tokens, token, NGTCP2_STATELESS_RESET_TOKENLEN, c, NULL);
+}
+
+void quic_ep_token_del(struct quic_ep *ep, const uint8_t token[NGTCP2_STATELESS_RESET_TOKENLEN],
+                       const struct quic_conn *c)
+{
+    if (map_get(ep->reset_tokens, token, NGTCP2_STATELESS_RESET_TOKENLEN) == c)
+        map_del(ep->reset_tokens, token, NGTCP2_STATELESS_RESET_TOKENLEN);
 }
 
 int quic_ep_addr_count(struct quic_ep *ep, const struct quic_addr *a, int by)
@@ -312,6 +330,10 @@ void quic_ep_input(struct quic_ep *ep, const struct quic_addr *local, const stru
         quic_conn_read(p, local, remote, ecn, pkt, n);
     else if ((p = map_get(ep->stub_cids, vc.dcid, vc.dcidlen)))
         quic_stub_input(ep, p);
+    else if (!(pkt[0] & 0x80) && n >= NGTCP2_STATELESS_RESET_TOKENLEN + NGTCP2_MIN_STATELESS_RESET_RANDLEN &&
+             (p = map_get(ep->reset_tokens, pkt + n - NGTCP2_STATELESS_RESET_TOKENLEN,
+                          NGTCP2_STATELESS_RESET_TOKENLEN)))
+        quic_conn_read(p, local, remote, ecn, pkt, n); /* a stateless reset: its connection id is random */
     else if (!(pkt[0] & 0x80))
         quic_send_reset(ep, local, remote, vc.dcid, vc.dcidlen, n);
     else if (vc.version == NGTCP2_PROTO_VER_V1 && ep->accept_ops)
@@ -335,7 +357,7 @@ static void arm(struct quic_conn *c)
     uint64_t at = ngtcp2_conn_get_expiry(c->nc);
     /* Without a backlog a delayed ACK waits for the next packet rather than for its own microseconds; and a
      * blocked socket must not make a past pacing deadline spin. */
-    if ((c->tx_backlog == 0 || ep->held.on) && at < ep->now_ns + NS_PER_MS)
+    if (((c->tx_backlog == 0 && c->ndtx == 0) || ep->held.on) && at < ep->now_ns + NS_PER_MS)
         at = ep->now_ns + NS_PER_MS;
     if (at == UINT64_MAX)
         heap_del(&ep->timers, &c->timer);

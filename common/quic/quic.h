@@ -75,7 +75,8 @@ struct quic_conn_ops {
     void (*on_datagram)(struct quic_conn *c, const uint8_t *p, size_t n, uint64_t rx_ns,
                         void *arg); /* may be NULL */
     /* The last upcall. Comes after on_closed of every stream. A dialled connection that never came up gets it
-     * too. */
+     * too; an accepted one that never came up gets it, through accept_ops, only when we refused its
+     * certificate or identity (QUIC_CLOSE_TRUST), so that the refusal can be recorded. */
     void (*on_closed)(struct quic_conn *c, const struct quic_close *why, void *arg);
 };
 
@@ -168,7 +169,8 @@ struct quic_stream_ops {
     void (*on_readable)(struct quic_stream *s, void *arg);
     /* The send queue fell below a quarter of its limit after a write said ST_EAGAIN. May be NULL. */
     void (*on_writable)(struct quic_stream *s, void *arg);
-    /* The peer reset its sending side, or asked us to stop sending. May be NULL. */
+    /* The peer reset its sending side, or asked us to stop sending (noticed when we send, or when both sides
+     * are over; code 0 when it is not known yet). Unread bytes are dropped after it. May be NULL. */
     void (*on_reset)(struct quic_stream *s, uint64_t code, void *arg);
     void (*on_closed)(struct quic_stream *s, void *arg); /* last upcall */
 };
@@ -183,7 +185,7 @@ int64_t quic_stream_id(const struct quic_stream *s);
 /* The contiguous bytes at the read position, borrowed until the next call on this stream; 0 bytes = none now.
  * *fin = the bytes returned are the last. */
 size_t quic_stream_peek(struct quic_stream *s, const uint8_t **p, bool *fin);
-/* Gives n bytes (≤ peeked) back: flow-control credit returns to the peer only now. */
+/* Gives n bytes (≤ peeked) back: flow-control credit returns to the peer only now. Nothing after a reset. */
 void quic_stream_consume(struct quic_stream *s, size_t n);
 
 /* Copies. All or nothing: ST_EAGAIN when the queue would pass its limit (an empty queue takes any size up to

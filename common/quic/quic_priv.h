@@ -29,6 +29,7 @@ enum {
     QUIC_BURSTS = 2,       /* GSO sends of one connection in one turn */
     QUIC_CLOSE_MAX = 1200, /* size of a packet with CONNECTION_CLOSE */
     QUIC_STUBS_MAX = 4096, /* closed connections remembered, so that late packets get the close again */
+    QUIC_IDS_MAX = 20,     /* ids in use at once; ngtcp2 stays far below */
     QUIC_DGRAM_QUEUE = 64, /* DATAGRAM frames held each way */
     QUIC_WRITE_MAX = 16 << 20,
     QUIC_WINDOW_MAX = 8 << 20, /* ngtcp2 gives up a stream with more than 8000 lost frames queued */
@@ -113,7 +114,10 @@ struct quic_conn {
     ngtcp2_crypto_ossl_ctx *octx;
     ngtcp2_crypto_conn_ref ref;
     struct tls_ctx *tls;
-    ngtcp2_cid odcid; /* server: the client's first DCID, ours to unregister */
+
+    ngtcp2_cid cids[QUIC_IDS_MAX];                     /* ours, and the client's first DCID */
+    ngtcp2_stateless_reset_token tokens[QUIC_IDS_MAX]; /* the peer's */
+    unsigned ncids, ntokens;
 
     const struct quic_conn_ops *ops;
     void *arg;
@@ -169,6 +173,7 @@ struct quic_ep {
     struct quic_addr local;
 
     struct map *cids, *stub_cids, *per_addr;
+    struct map *reset_tokens; /* of peers, to the connection that a reset with it would end */
     struct quic_conn_list conns, dirty, closed;
     struct quic_stub_list stubs;
     size_t nconns, naccepted, nstubs;
@@ -203,6 +208,10 @@ void quic_ep_wake(struct quic_ep *ep);
 void quic_ep_dirty(struct quic_conn *c);
 int quic_ep_cid_add(struct quic_ep *ep, const ngtcp2_cid *cid, struct quic_conn *c) ST_CHECK;
 void quic_ep_cid_del(struct quic_ep *ep, const ngtcp2_cid *cid);
+int quic_ep_token_add(struct quic_ep *ep, const uint8_t token[NGTCP2_STATELESS_RESET_TOKENLEN],
+                      struct quic_conn *c) ST_CHECK;
+void quic_ep_token_del(struct quic_ep *ep, const uint8_t token[NGTCP2_STATELESS_RESET_TOKENLEN],
+                       const struct quic_conn *c);
 /* Gives datagrams to the link, or holds them if it is blocked. Only when !held.on. */
 void quic_ep_send(struct quic_ep *ep, const struct quic_addr *local, const struct quic_addr *remote,
                   uint8_t ecn, const uint8_t *p, size_t n, size_t gso);
@@ -235,6 +244,10 @@ void quic_conn_upcalls(struct quic_conn *c);
 bool quic_conn_has_upcalls(const struct quic_conn *c);
 void quic_conn_bury(struct quic_conn *c); /* last upcalls, then frees */
 void quic_conn_unregister(struct quic_conn *c);
+int quic_conn_cid_add(struct quic_conn *c, const ngtcp2_cid *cid) ST_CHECK;
+void quic_conn_cid_del(struct quic_conn *c, const ngtcp2_cid *cid);
+int quic_conn_token_add(struct quic_conn *c, const ngtcp2_stateless_reset_token *t) ST_CHECK;
+void quic_conn_token_del(struct quic_conn *c, const ngtcp2_stateless_reset_token *t);
 uint64_t quic_conn_ts(const struct quic_conn *c); /* never runs backwards for this connection */
 /* Starts the end of a connection; the first call wins. */
 void quic_conn_fail(struct quic_conn *c, enum quic_close_kind kind, int status, uint64_t code,

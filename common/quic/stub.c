@@ -21,17 +21,14 @@ void quic_stub_add(struct quic_conn *c, const uint8_t *pkt, size_t n)
     struct quic_ep *ep = c->ep;
     if (ep->nstubs >= QUIC_STUBS_MAX)
         return; /* late packets then meet a stateless reset, which ends the peer's side as well */
-    size_t ncids = ngtcp2_conn_get_scid(c->nc, NULL);
     struct quic_stub *s = calloc(1, sizeof *s + n);
-    ngtcp2_cid *cids = calloc(ncids + 1, sizeof *cids);
+    ngtcp2_cid *cids = calloc(QUIC_IDS_MAX, sizeof *cids);
     if (!s || !cids) {
         free(s);
         free(cids);
         return;
     }
-    ngtcp2_conn_get_scid(c->nc, cids);
-    if (c->odcid.datalen)
-        cids[ncids++] = c->odcid;
+    memcpy(cids, c->cids, c->ncids * sizeof *cids);
     s->local = c->local;
     s->remote = c->remote;
     s->cids = cids;
@@ -41,7 +38,7 @@ void quic_stub_add(struct quic_conn *c, const uint8_t *pkt, size_t n)
         memcpy(s->pkt, pkt, n);
     TAILQ_INSERT_TAIL(&ep->stubs, s, all);
     ep->nstubs++;
-    for (; s->ncids < ncids; s->ncids++)
+    for (; s->ncids < c->ncids; s->ncids++)
         if (map_put(ep->stub_cids, cids[s->ncids].data, cids[s->ncids].datalen, s, NULL) < 0)
             break;
     if (heap_set(&ep->stub_timers, &s->timer, ep->now_ns + 3 * ngtcp2_conn_get_pto(c->nc)) < 0)

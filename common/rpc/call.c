@@ -8,14 +8,14 @@
 #include "common/rpc/rpc_priv.h"
 #include "strata/v1/rpc.pb-c.h"
 
-static const struct quic_stream_ops call_ops;
-
 static void done(struct rpc_call *c, const uint8_t *digest)
 {
     if (c->ended)
         return;
     c->ended = true;
-    heap_del(&c->s->deadlines, &c->deadline);
+    /* A peer that does not end its side, too, is not waited for long. */
+    if (rpc_deadline_set(c, clock_ns(c->s->cfg.clock) + RPC_LINGER_NS) < 0)
+        rpc_call_reset(c, 1);
     c->ops->on_done(c, &c->st, digest, c->arg);
 }
 
@@ -24,7 +24,7 @@ static void fail(struct rpc_call *c, unsigned code, const char *reason, const ch
     if (c->ended)
         return;
     rpc_status_set(&c->st, code, reason, text);
-    quic_stream_reset(c->stream, RPC_RESET_BASE + 1);
+    rpc_call_reset(c, code == 4 ? 4 : 1);
     done(c, NULL);
 }
 
@@ -34,8 +34,11 @@ static int take_status(struct rpc_call *c, const struct frame *f)
         (Strata__V1__CallStatus *)rpc_unpack(&strata__v1__call_status__descriptor, f->p, f->n);
     if (!st)
         return ST_EPROTO;
+    bool fits = st->code || !(c->flags & RPC_BULK); /* a transfer is well only if its digest is */
     rpc_status_set(&c->st, st->code, st->reason, st->message);
     protobuf_c_message_free_unpacked(&st->base, NULL);
+    if (!fits)
+        return ST_EPROTO;
     done(c, NULL);
     return ST_OK;
 }
@@ -53,9 +56,10 @@ static int take_message(struct rpc_call *c, const struct frame *f)
     return ST_OK;
 }
 
+/* Stops early when the application cancels: p is gone then. */
 static int take_frames(struct rpc_call *c, const uint8_t *p, size_t n, size_t *at)
 {
-    while (*at < n && !c->ended && !(c->got_head && c->flags & RPC_BULK)) {
+    while (*at < n && !c->ended && !c->reset && !(c->got_head && c->flags & RPC_BULK)) {
         struct frame f;
         size_t used;
         int rc = frame_next(&c->dec, p + *at, n - *at, &used, &f);
@@ -83,7 +87,7 @@ static void take_bulk(struct rpc_call *c)
         if (!body)
             break;
         size_t took = c->ops->on_bulk(c, p, body, c->arg);
-        if (c->ended)
+        if (c->reset) /* cancelled: p is gone */
             return;
         if (!EVP_DigestUpdate(c->md, p, took)) {
             fail(c, 13, "DIGEST", "cannot compute the digest");
@@ -118,22 +122,26 @@ static void on_readable(struct quic_stream *st, void *arg)
     struct rpc_call *c = arg;
     const uint8_t *p;
     bool fin = false;
-    while (!(c->got_head && c->flags & RPC_BULK)) {
+    while (!c->reset && (c->ended || !(c->got_head && c->flags & RPC_BULK))) {
         size_t n = quic_stream_peek(st, &p, &fin), at = 0;
         if (!n)
             break;
         int rc = c->ended ? ST_OK : take_frames(c, p, n, &at);
+        if (c->reset)
+            return;
         if (rc < 0) {
-            quic_stream_consume(st, n);
             fail(c, rc == ST_ELIMIT ? 8 : 13, "PROTOCOL",
                  "the peer answered with something that is no valid frame");
             return;
         }
         quic_stream_consume(st, c->ended ? n : at);
     }
-    if (c->got_head && c->flags & RPC_BULK && !c->ended && !c->paused)
-        take_bulk(c);
-    else if (fin && !c->ended)
+    if (c->ended || c->reset)
+        return;
+    if (c->got_head && c->flags & RPC_BULK) {
+        if (!c->paused && !c->resumed)
+            take_bulk(c);
+    } else if (fin)
         fail(c, 13, "NO_STATUS", "the peer ended the call without a status");
 }
 
@@ -154,8 +162,6 @@ static void on_closed(struct quic_stream *st, void *arg)
     if (!c->ended) {
         if (c->canceled)
             rpc_status_set(&c->st, 1, "CANCELLED", "cancelled");
-        else if (c->expired)
-            rpc_status_set(&c->st, 4, "DEADLINE", "no answer before the deadline");
         else
             rpc_status_set(&c->st, 14, "CONNECTION_LOST", "the connection was lost before the answer");
         done(c, NULL);
@@ -211,7 +217,7 @@ int rpc_call(struct rpc_call **out, struct rpc_session *s, const ProtobufCServic
     /* Past this point the stream owns the call: whatever fails, on_closed ends it. */
     if ((rc = quic_stream_write(c->stream, b.data, b.len, true)) < 0 ||
         (rc = rpc_deadline_set(c, t > UINT64_MAX - now ? UINT64_MAX : now + t)) < 0)
-        quic_stream_reset(c->stream, RPC_RESET_BASE + 1);
+        rpc_call_reset(c, 1);
     buf_fini(&b);
     *out = c;
     return ST_OK;
@@ -219,24 +225,37 @@ int rpc_call(struct rpc_call **out, struct rpc_session *s, const ProtobufCServic
 
 void rpc_cancel(struct rpc_call *c)
 {
-    if (c->ended)
+    if (c->ended || c->canceled)
         return;
     c->canceled = true;
-    quic_stream_reset(c->stream, RPC_RESET_BASE + 1);
+    rpc_call_reset(c, 1);
+    /* The peer may be gone: on_done does not wait for it. Without memory for that, on_closed brings it. */
+    (void)!rpc_soon(c);
 }
 
 void rpc_out_expired(struct rpc_call *c)
 {
-    if (c->ended)
-        return;
-    c->expired = true;
-    quic_stream_reset(c->stream, RPC_RESET_BASE + 4);
+    if (c->ended) {
+        rpc_call_reset(c, 1);
+    } else if (c->canceled) {
+        fail(c, 1, "CANCELLED", "cancelled");
+    } else if (c->resumed) {
+        c->resumed = false;
+        if (rpc_deadline_set(c, c->deadline_ns) < 0)
+            fail(c, 8, "MEMORY", "no memory for the call's timer");
+        else
+            take_bulk(c);
+    } else {
+        fail(c, 4, "DEADLINE", "no answer before the deadline");
+    }
 }
 
 void rpc_bulk_resume(struct rpc_call *c)
 {
-    if (c->ended || !c->paused)
+    if (c->ended || c->reset || !c->paused)
         return;
     c->paused = false;
-    take_bulk(c);
+    c->resumed = true;
+    if (rpc_soon(c) < 0)
+        rpc_call_reset(c, 1); /* on_closed ends the call */
 }

@@ -22,8 +22,7 @@
 struct rpc_session;
 struct rpc_call;
 
-/* What a call ended with: a google.rpc.Code, a stable reason, a sentence, details (protobuf bytes, may be
- * empty). */
+/* What a call ended with: a google.rpc.Code, a stable reason, a sentence. */
 struct rpc_status {
     unsigned code;
     char reason[40];
@@ -61,7 +60,7 @@ const char *rpc_call_name(const struct rpc_call *call); /* "Jobs.Submit" */
 /* Called once if the call ends before rpc_finish(): cancelled, deadline passed, connection lost. `call` is
  * dead when it returns. */
 void rpc_on_cancel(struct rpc_call *call, void (*fn)(struct rpc_call *call, void *arg), void *arg);
-/* Queues a MESSAGE. ST_EAGAIN: queue full, wait for on_writable. */
+/* Queues a MESSAGE. ST_EAGAIN: queue full, wait for on_writable. ST_ECLOSED: the call has ended. */
 int rpc_send(struct rpc_call *call, const ProtobufCMessage *msg) ST_CHECK;
 void rpc_on_writable(struct rpc_call *call, void (*fn)(struct rpc_call *call, void *arg), void *arg);
 /* Ends the call. code is a google.rpc.Code. `call` is gone after this. */
@@ -80,7 +79,7 @@ void rpc_bulk_end(struct rpc_call *call);
 struct rpc_call_ops {
     void (*on_message)(struct rpc_call *call, const ProtobufCMessage *msg, void *arg); /* borrowed */
     /* Bulk: raw bytes, borrowed; return how many were taken. Fewer than n = paused until rpc_bulk_resume().
-     */
+     * Bytes go on from the loop, never from inside rpc_bulk_resume(). */
     size_t (*on_bulk)(struct rpc_call *call, const uint8_t *p, size_t n, void *arg);
     /* Last upcall, exactly once, whatever happens: deadline (code 4), cancel (1), lost connection (14). For
      * bulk, code 0 only if the digest matched; `digest` is then the 32 bytes, else NULL. `call` is dead when
@@ -91,7 +90,8 @@ struct rpc_call_opts {
     uint64_t timeout_ns;    /* 0 = RPC_DEFAULT_TIMEOUT_NS; UINT64_MAX = a watch without end */
     const char *request_id; /* NULL = none */
 };
-/* `method` comes from the generated service descriptor, which gives the types. Never completes inline. */
+/* `method` comes from the generated service descriptor, which gives the types. Never completes inline; the
+ * deadline and rpc_cancel() end the call without waiting for the peer. */
 int rpc_call(struct rpc_call **out, struct rpc_session *s, const ProtobufCServiceDescriptor *svc,
              const char *method, unsigned flags, const ProtobufCMessage *req, const struct rpc_call_opts *o,
              const struct rpc_call_ops *ops, void *arg, struct err *e) ST_CHECK;

@@ -43,12 +43,14 @@ struct rpc_call {
     bool ended;    /* answered or told: the application has let go of it */
     bool got_head; /* inbound: the request arrived; outbound bulk: the head message arrived, bytes follow */
     bool got_header;
-    bool paused; /* outbound bulk: on_bulk took less than it was given */
-    bool canceled, expired;
-    unsigned reset_code; /* google.rpc.Code of the peer's reset; 0 = none */
-    struct buf tail;     /* a STATUS that the full send queue did not take yet */
+    bool paused;     /* outbound bulk: on_bulk took less than it was given */
+    bool reset;      /* we reset the stream: what was peeked is gone, nothing may be read or consumed */
+    bool deaf;       /* inbound: the request was refused, what still comes is thrown away */
+    bool begun;      /* inbound: a MESSAGE went out; after that a bulk call can only end by digest or reset */
+    bool canceled;   /* outbound: on_done with code 1 is due at the next timer */
+    bool resumed;    /* outbound bulk: reading goes on at the next timer */
+    struct buf tail; /* a STATUS that the full send queue did not take yet */
     struct rpc_status st;
-    bool has_st;
     struct frame_dec dec;
     unsigned flags;
     char name[96];
@@ -66,16 +68,21 @@ struct rpc_call {
     /* bulk */
     EVP_MD_CTX *md;
     uint8_t digest[32];
-    bool has_digest;
     uint64_t deadline_ns;
 };
 
 #define RPC_RESET_BASE 0x100u
+/* How long the stream of an ended call may live on, waiting for the peer. */
+#define RPC_LINGER_NS (10 * NS_PER_S)
 
 /* session.c */
 struct rpc_call *rpc_call_alloc(struct rpc_session *s, bool inbound);
 void rpc_call_free(struct rpc_call *c);
 int rpc_deadline_set(struct rpc_call *c, uint64_t at_ns) ST_CHECK;
+/* Runs rpc_out_expired() from the timer soon, never inline; deadline_ns stays. */
+int rpc_soon(struct rpc_call *c) ST_CHECK;
+/* `code` is a google.rpc.Code. Bytes borrowed from the stream are gone after this. */
+void rpc_call_reset(struct rpc_call *c, unsigned code);
 void rpc_status_set(struct rpc_status *st, unsigned code, const char *reason, const char *text);
 
 /* serve.c and call.c */

@@ -11,9 +11,6 @@
 #include "common/rpc/rpc_priv.h"
 #include "strata/v1/rpc.pb-c.h"
 
-/* An answer is not waited for longer than this after the call ended. */
-#define LINGER_NS (10 * NS_PER_S)
-
 static void tell_cancelled(struct rpc_call *c)
 {
     if (c->ended)
@@ -21,6 +18,18 @@ static void tell_cancelled(struct rpc_call *c)
     c->ended = true;
     if (c->cancel_fn)
         c->cancel_fn(c, c->cancel_arg);
+}
+
+/* Raw bytes follow what went out, so no STATUS may. */
+static bool bulk_begun(const struct rpc_call *c)
+{
+    return c->flags & RPC_BULK && c->begun;
+}
+
+static void break_off(struct rpc_call *c, unsigned code)
+{
+    c->ended = true;
+    rpc_call_reset(c, code ? code : 13);
 }
 
 static int flush_tail(struct rpc_call *c)
@@ -42,8 +51,8 @@ static void finish(struct rpc_call *c, unsigned code, const char *reason, const 
     if (rc == ST_OK)
         rc = flush_tail(c);
     /* EAGAIN: on_writable comes back to it. */
-    if ((rc < 0 && rc != ST_EAGAIN) || rpc_deadline_set(c, clock_ns(c->s->cfg.clock) + LINGER_NS) < 0)
-        quic_stream_reset(c->stream, RPC_RESET_BASE + (code ? code : 13));
+    if ((rc < 0 && rc != ST_EAGAIN) || rpc_deadline_set(c, clock_ns(c->s->cfg.clock) + RPC_LINGER_NS) < 0)
+        rpc_call_reset(c, code ? code : 13);
 }
 
 void rpc_finish(struct rpc_call *c, unsigned code, const char *reason, const char *fmt, ...)
@@ -53,12 +62,12 @@ void rpc_finish(struct rpc_call *c, unsigned code, const char *reason, const cha
     va_start(ap, fmt);
     vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
-    if (c->md) { /* bulk bytes went out: no frame may follow them */
-        c->ended = true;
-        quic_stream_reset(c->stream, RPC_RESET_BASE + (code ? code : 13));
+    if (c->ended)
         return;
-    }
-    finish(c, code, reason, text);
+    if (bulk_begun(c))
+        break_off(c, code);
+    else
+        finish(c, code, reason, text);
 }
 
 void rpc_fail(struct rpc_call *c, const struct err *e)
@@ -69,15 +78,27 @@ void rpc_fail(struct rpc_call *c, const struct err *e)
 int rpc_send(struct rpc_call *c, const ProtobufCMessage *msg)
 {
     struct buf b = {0};
+    if (c->ended)
+        return ST_ECLOSED;
+    if (bulk_begun(c))
+        return ST_ECONFLICT;
     int rc = rpc_pack(&b, FRAME_MESSAGE, msg);
     if (rc == ST_OK)
         rc = quic_stream_write(c->stream, b.data, b.len, false);
+    if (rc == ST_OK)
+        c->begun = true;
     buf_fini(&b);
     return rc;
 }
 
 void rpc_reply(struct rpc_call *c, const ProtobufCMessage *msg)
 {
+    if (c->ended)
+        return;
+    if (c->flags & RPC_BULK) { /* its answer is bytes and a digest */
+        break_off(c, 13);
+        return;
+    }
     int rc = rpc_pack(&c->tail, FRAME_MESSAGE, msg);
     if (rc == ST_OK) {
         finish(c, 0, NULL, NULL);
@@ -88,38 +109,49 @@ void rpc_reply(struct rpc_call *c, const ProtobufCMessage *msg)
            "the answer does not fit a message: ask for less at once");
 }
 
+static bool digest_ready(struct rpc_call *c)
+{
+    return c->md || ((c->md = EVP_MD_CTX_new()) && EVP_DigestInit_ex(c->md, EVP_sha256(), NULL));
+}
+
 int rpc_bulk_write(struct rpc_call *c, const void *p, size_t n, void (*done)(void *), void *arg)
 {
-    if (!c->md) {
-        c->md = EVP_MD_CTX_new();
-        if (!c->md || !EVP_DigestInit_ex(c->md, EVP_sha256(), NULL))
-            return ST_ENOMEM;
-    }
-    int rc = quic_stream_write_ref(c->stream, p, n, false, done, arg);
+    if (c->ended)
+        return ST_ECLOSED;
+    if (!bulk_begun(c))
+        return ST_ECONFLICT;
+    int rc = digest_ready(c) ? quic_stream_write_ref(c->stream, p, n, false, done, arg) : ST_ENOMEM;
     if (rc == ST_OK && !EVP_DigestUpdate(c->md, p, n))
-        rc = ST_EINTERNAL;
+        rpc_call_reset(c, 13); /* the bytes are lent already: `done` gives them back */
     return rc;
 }
 
 void rpc_bulk_end(struct rpc_call *c)
 {
     uint8_t d[32];
-    if (!c->md && ((c->md = EVP_MD_CTX_new()) == NULL || !EVP_DigestInit_ex(c->md, EVP_sha256(), NULL))) {
-        c->ended = true;
-        quic_stream_reset(c->stream, RPC_RESET_BASE + 13);
+    if (c->ended)
+        return;
+    if (!bulk_begun(c) || !digest_ready(c) || !EVP_DigestFinal_ex(c->md, d, NULL) ||
+        buf_append(&c->tail, d, sizeof d) < 0) {
+        break_off(c, 13);
         return;
     }
     c->ended = true;
-    if (!EVP_DigestFinal_ex(c->md, d, NULL) || buf_append(&c->tail, d, sizeof d) < 0) {
-        quic_stream_reset(c->stream, RPC_RESET_BASE + 13);
-        return;
-    }
     int rc = flush_tail(c);
     if (rc < 0 && rc != ST_EAGAIN)
-        quic_stream_reset(c->stream, RPC_RESET_BASE + 13);
+        rpc_call_reset(c, 13);
 }
 
 /* ---- reading a call ---- */
+
+/* Request ids end in logs and the audit trail. */
+static bool printable(const char *s)
+{
+    for (; *s; s++)
+        if (*s <= ' ' || *s > '~')
+            return false;
+    return true;
+}
 
 static int take_header(struct rpc_call *c, const struct frame *f)
 {
@@ -130,16 +162,19 @@ static int take_header(struct rpc_call *c, const struct frame *f)
     if (!h)
         return ST_EPROTO;
     c->got_header = true;
-    const char *dot = strrchr(h->service, '.');
-    snprintf(c->name, sizeof c->name, "%s.%s", dot ? dot + 1 : h->service, h->method);
-    bool id_ok = str_copy(c->request_id, sizeof c->request_id, h->request_id);
+    bool id_ok = printable(h->request_id) && str_copy(c->request_id, sizeof c->request_id, h->request_id);
     c->entry = rpc_table_find(c->s->cfg.table, h->service, h->method);
+    if (c->entry) {
+        const char *dot = strrchr(h->service, '.');
+        snprintf(c->name, sizeof c->name, "%s.%s", dot ? dot + 1 : h->service, h->method);
+        c->flags = c->entry->m->flags;
+    }
     uint64_t now = clock_ns(c->s->cfg.clock);
     int rc = ST_OK;
     if (!c->entry)
         finish(c, 12, "UNKNOWN_METHOD", "this peer does not serve that method: is it an older version?");
     else if (!id_ok)
-        finish(c, 3, "REQUEST_ID", "a request id has at most 79 characters");
+        finish(c, 3, "REQUEST_ID", "a request id has at most 79 printable ASCII characters and no space");
     else if (!h->timeout_ns)
         finish(c, 3, "NO_DEADLINE", "every call needs a timeout");
     else
@@ -167,39 +202,41 @@ static int take_request(struct rpc_call *c, const struct frame *f)
 
 static void refuse(struct rpc_call *c, int rc)
 {
-    if (rc == ST_ELIMIT && !c->ended && c->got_header) {
-        finish(c, 8, "FRAME_TOO_LARGE", "a header may have 64 KiB and a message 1 MiB");
+    c->deaf = true;
+    if (rc == ST_ELIMIT && !c->got_head) {
+        if (!c->ended)
+            finish(c, 8, "FRAME_TOO_LARGE", "a header may have 64 KiB and a message 1 MiB");
         return;
     }
     tell_cancelled(c);
-    quic_stream_reset(c->stream, RPC_RESET_BASE + (rc == ST_ELIMIT ? 8 : 13));
+    rpc_call_reset(c, rc == ST_ELIMIT ? 8 : 13);
+}
+
+/* Stops early when a frame made us reset the stream: p is gone then. */
+static int take_frames(struct rpc_call *c, const uint8_t *p, size_t n)
+{
+    for (size_t at = 0, used; at < n && !c->reset; at += used) {
+        struct frame f;
+        int rc = frame_next(&c->dec, p + at, n - at, &used, &f);
+        if (rc > 0)
+            rc = c->got_header ? take_request(c, &f) : take_header(c, &f);
+        if (rc < 0)
+            return rc;
+    }
+    return ST_OK;
 }
 
 static void on_readable(struct quic_stream *st, void *arg)
 {
     struct rpc_call *c = arg;
     const uint8_t *p;
-    bool fin;
-    for (size_t n; (n = quic_stream_peek(st, &p, &fin)) > 0;) {
-        size_t at = 0;
-        int rc = 1;
-        while (at < n && rc > 0) {
-            struct frame f;
-            size_t used;
-            rc = frame_next(&c->dec, p + at, n - at, &used, &f);
-            at += used;
-            if (rc > 0) {
-                int t = c->got_header ? take_request(c, &f) : take_header(c, &f);
-                if (t < 0)
-                    rc = t;
-            }
-        }
-        if (rc < 0) {
+    bool fin = false;
+    for (size_t n; !c->reset && (n = quic_stream_peek(st, &p, &fin)) > 0;) {
+        int rc = c->deaf ? ST_OK : take_frames(c, p, n);
+        if (rc < 0)
             refuse(c, rc);
+        if (!c->reset)
             quic_stream_consume(st, n);
-            return;
-        }
-        quic_stream_consume(st, at);
     }
     if (fin && !c->got_head && !c->ended)
         refuse(c, ST_EPROTO);
@@ -208,10 +245,11 @@ static void on_readable(struct quic_stream *st, void *arg)
 static void on_writable(struct quic_stream *st, void *arg)
 {
     struct rpc_call *c = arg;
+    (void)st;
     if (c->tail.len) {
         int rc = flush_tail(c);
         if (rc < 0 && rc != ST_EAGAIN)
-            quic_stream_reset(st, RPC_RESET_BASE + 13);
+            rpc_call_reset(c, 13);
     } else if (!c->ended && c->writable_fn) {
         c->writable_fn(c, c->writable_arg);
     }
@@ -219,9 +257,10 @@ static void on_writable(struct quic_stream *st, void *arg)
 
 static void on_reset(struct quic_stream *st, uint64_t code, void *arg)
 {
+    (void)st;
     (void)code;
     tell_cancelled(arg);
-    quic_stream_reset(st, RPC_RESET_BASE + 1);
+    rpc_call_reset(arg, 1);
 }
 
 static void on_closed(struct quic_stream *st, void *arg)
@@ -247,18 +286,17 @@ void rpc_serve_start(struct rpc_session *s, struct quic_stream *st)
     quic_stream_set(st, &serve_ops, c);
     /* Until the header says better: a peer that sends none does not hold a slot for ever. */
     if (rpc_deadline_set(c, clock_ns(s->cfg.clock) + RPC_DEFAULT_TIMEOUT_NS) < 0)
-        quic_stream_reset(st, RPC_RESET_BASE + 8);
+        rpc_call_reset(c, 8);
 }
 
 void rpc_serve_expired(struct rpc_call *c)
 {
-    if (c->ended || !c->got_header || c->md) {
-        tell_cancelled(c);
-        quic_stream_reset(c->stream, RPC_RESET_BASE + 4);
-        return;
-    }
+    bool silent = c->ended || !c->got_header || bulk_begun(c);
     tell_cancelled(c);
-    finish(c, 4, "DEADLINE", "the call was not answered before its deadline");
+    if (silent)
+        rpc_call_reset(c, 4);
+    else
+        finish(c, 4, "DEADLINE", "the call was not answered before its deadline");
 }
 
 /* ---- facts ---- */

@@ -57,6 +57,20 @@ int rpc_deadline_set(struct rpc_call *c, uint64_t at_ns)
     return rc;
 }
 
+int rpc_soon(struct rpc_call *c)
+{
+    int rc = heap_set(&c->s->deadlines, &c->deadline, 0);
+    if (rc == ST_OK)
+        arm(c->s);
+    return rc;
+}
+
+void rpc_call_reset(struct rpc_call *c, unsigned code)
+{
+    c->reset = true;
+    quic_stream_reset(c->stream, RPC_RESET_BASE + code);
+}
+
 struct rpc_call *rpc_call_alloc(struct rpc_session *s, bool inbound)
 {
     struct rpc_call *c = calloc(1, sizeof *c);

@@ -8,7 +8,7 @@
 
 #include "common/rpc/rpc.h"
 #include "coordinator/api/offload.h"
-#include "coordinator/config.h"
+#include "coordinator/config/config.h"
 #include "coordinator/jobs/jobs.h"
 
 struct event_base;

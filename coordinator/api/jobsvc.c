@@ -346,6 +346,7 @@ void api_plans_show(struct rpc_call *call, const ProtobufCMessage *req, void *ar
     if (!j)
         return;
     Strata__V1__ShowPlanReply rep = STRATA__V1__SHOW_PLAN_REPLY__INIT;
-    rep.plan_json = j->plan_json ? j->plan_json : "";
+    if (j->plan_json)
+        rep.plan_json = j->plan_json;
     rpc_reply(call, &rep.base);
 }

@@ -336,7 +336,7 @@ void api_nodes_status(struct rpc_call *call, const ProtobufCMessage *req, void *
     Strata__V1__StatusReply rep = STRATA__V1__STATUS_REPLY__INIT;
     struct audit_stats st;
     audit_stats(c->audit, &st);
-    rep.version = STRATA_VERSION;
+    rep.version = (char *)STRATA_VERSION;
     rep.trust_domain = c->cfg.trust_domain;
     rep.started_us = c->started_us;
     rep.now_us = clock_wall_us(c->clock);

@@ -66,7 +66,7 @@ static void *run(void *arg)
         pthread_mutex_unlock(&pl->lock);
         const struct plan_opts o = {
             .goal = p->goal, .time_limit_s = 10, .clock = clock_system(), .cancel = &pl->cancel};
-        p->rc = plan_solve(p->c, p->m, (const struct plan_request *)p->r, &o, &p->plan, &p->e);
+        p->rc = plan_solve(p->c, p->m, p->r, &o, &p->plan, &p->e);
         port_post(pl->port, &p->item);
         pthread_mutex_lock(&pl->lock);
     }

@@ -22,17 +22,23 @@ static void path_of(char out[128], const struct pki *p, const char *name)
 
 void pki_open(struct pki *p)
 {
+    pki_open_as(p, "test.example");
+}
+
+void pki_open_as(struct pki *p, const char *domain)
+{
     struct err e = {0};
+    p->domain = domain;
     strcpy(p->dir, "/tmp/strata-quic-test-XXXXXX");
     if (!mkdtemp(p->dir))
         abort();
-    must(tls_ca_create(p->dir, "test.example", 2, clock_system(), &e), "CA", &e);
+    must(tls_ca_create(p->dir, domain, 2, clock_system(), &e), "CA", &e);
     must(tls_ca_load(&p->ca, p->dir, &e), "CA", &e);
 }
 
 void pki_close(struct pki *p)
 {
-    static const char *const names[] = {"ca.crt", "ca.key", "leaf.crt", "leaf.key"};
+    static const char *const names[] = {"ca.crt", "ca.key", "leaf.crt", "leaf.key", "trust.crt"};
     char path[128];
     tls_ca_free(p->ca);
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
@@ -42,7 +48,24 @@ void pki_close(struct pki *p)
     rmdir(p->dir);
 }
 
+static void append_file(FILE *to, const struct pki *p)
+{
+    char path[128];
+    path_of(path, p, "ca.crt");
+    FILE *f = fopen(path, "r");
+    if (!f)
+        abort();
+    for (int ch; (ch = fgetc(f)) != EOF;)
+        fputc(ch, to);
+    fclose(f);
+}
+
 struct tls_ctx *pki_ctx(struct pki *p, enum tls_kind kind, const char *name)
+{
+    return pki_ctx_trusting(p, kind, name, p);
+}
+
+struct tls_ctx *pki_ctx_trusting(struct pki *p, enum tls_kind kind, const char *name, const struct pki *also)
 {
     char ca[128], crt[128], key[128];
     struct err e = {0};
@@ -50,11 +73,18 @@ struct tls_ctx *pki_ctx(struct pki *p, enum tls_kind kind, const char *name)
     int64_t now = clock_wall_us(clock_system());
     struct tls_issue is = {
         .kind = kind, .name = name, .not_before_us = now - 60000000, .not_after_us = now + 3600000000ll};
-    path_of(ca, p, "ca.crt");
+    path_of(ca, p, "trust.crt");
+    FILE *f = fopen(ca, "w");
+    if (!f)
+        abort();
+    append_file(f, p);
+    if (also != p)
+        append_file(f, also);
+    fclose(f);
     path_of(crt, p, "leaf.crt");
     path_of(key, p, "leaf.key");
     must(tls_ca_issue(p->ca, &is, crt, key, &e), "certificate", &e);
-    struct tls_cfg cfg = {.ca_file = ca, .cert_file = crt, .key_file = key, .trust_domain = "test.example"};
+    struct tls_cfg cfg = {.ca_file = ca, .cert_file = crt, .key_file = key, .trust_domain = p->domain};
     must(tls_ctx_new(&t, &cfg, clock_system(), &e), "context", &e);
     return t;
 }

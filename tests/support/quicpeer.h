@@ -9,11 +9,15 @@
 
 struct pki {
     char dir[64];
+    const char *domain;
     struct tls_ca *ca;
 };
-void pki_open(struct pki *p); /* aborts on failure */
+void pki_open(struct pki *p); /* of the trust domain test.example; aborts on failure */
+void pki_open_as(struct pki *p, const char *domain);
 void pki_close(struct pki *p);
 struct tls_ctx *pki_ctx(struct pki *p, enum tls_kind kind, const char *name);
+/* The same, and certificates of `also` pass as well. */
+struct tls_ctx *pki_ctx_trusting(struct pki *p, enum tls_kind kind, const char *name, const struct pki *also);
 
 /* One side's application: counts what it is told. */
 struct peer {

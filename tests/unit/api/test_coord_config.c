@@ -8,7 +8,7 @@
 #include <cmocka.h>
 
 #include "common/base/fs.h"
-#include "coordinator/config.h"
+#include "coordinator/config/config.h"
 
 #define GOOD "version: 1\nlisten: \"127.0.0.1:7443\"\ntls: {dir: /t, trust_domain: lab}\nstate: {dir: /s}\n"
 

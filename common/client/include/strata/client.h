@@ -1,7 +1,8 @@
 /*
  * libstrata: the C client of a strata coordinator. One struct strata_client is one mutual TLS 1.3 connection
  * over QUIC, used by one thread at a time; strata_client_interrupt() alone may be called from elsewhere, a
- * signal handler included. Calls block until the answer, the deadline or an interrupt.
+ * signal handler included. Calls block until the answer, the deadline or an interrupt; a connection lost
+ * between calls is made anew by the next one.
  *
  * The directory given to strata_client_open() holds client.yaml (coordinator, trust_domain), ca.crt,
  * client.crt and client.key.

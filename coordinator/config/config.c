@@ -1,5 +1,5 @@
 /* YAML through libcyaml into a raw struct, then validated into the one the program uses. */
-#include "coordinator/config.h"
+#include "coordinator/config/config.h"
 
 #include <cyaml/cyaml.h>
 #include <stdio.h>

@@ -1,0 +1,486 @@
+#include "agent/agent.h"
+
+#include <event2/event.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "agent/control.h"
+#include "agent/handlers.h"
+#include "agent/layers/layers.h"
+#include "agent/layers/peers.h"
+#include "agent/layers/serve.h"
+#include "common/base/fs.h"
+#include "common/base/str.h"
+#include "common/quic/quic.h"
+#include "common/rpc/rpc.h"
+
+#define FILE_THREADS 4
+#define MAX_DEVICES 64
+#define MAX_FETCHES 64
+#define CALLS_PER_PEER 16
+
+struct agent {
+    struct agent_env env;
+    struct tls_ctx *tls;
+    struct files *files;
+    struct quic_udp *udp, *bulk_udp;
+    struct quic_ep *ep, *bulk_ep;
+    struct pool *pool;
+    struct peers *peers;
+    struct layers *layers;
+    struct serve *serve;
+    struct handlers handlers;
+    struct rpc_table *table, *peer_table;
+    struct control *control;
+    char peer_address[300];
+    char backends[40];
+    struct pool_device device[MAX_DEVICES];
+    size_t ndevices;
+    bool ready_told;
+    /* What the last request pointed to. */
+    Strata__V1__Device dev_msg[MAX_DEVICES];
+    Strata__V1__Device *dev_ptr[MAX_DEVICES];
+    Strata__V1__Resident *res_msg, **res_ptr;
+    size_t nres, res_cap;
+};
+
+/* ---- what the coordinator is told ---- */
+
+static uint64_t available(const struct agent *a, const struct pool_device *d)
+{
+    uint64_t held = layers_device_bytes(a->layers, d->id);
+    return held < d->available_bytes ? d->available_bytes - held : 0;
+}
+
+static void fill_devices(struct agent *a, bool all)
+{
+    for (size_t i = 0; i < a->ndevices; i++) {
+        struct pool_device *d = &a->device[i];
+        Strata__V1__Device *m = &a->dev_msg[i];
+        strata__v1__device__init(m);
+        m->id = d->id;
+        m->available_bytes = available(a, d);
+        a->dev_ptr[i] = m;
+        if (!all)
+            continue;
+        m->node = a->env.config->node;
+        m->backend = d->backend;
+        m->name = d->name;
+        m->vendor = d->vendor;
+        m->uuid = d->uuid;
+        m->driver_version = d->driver_version;
+        m->support_level = d->support_level;
+        m->software = d->software;
+        m->memory_bytes = d->memory_bytes;
+        m->compute_units = d->compute_units;
+        m->compute_flops_per_s = d->flops_per_s;
+        m->memory_bytes_per_s = d->bytes_per_s;
+    }
+}
+
+static void add_resident(const struct layers_info *i, void *arg)
+{
+    struct agent *a = arg;
+    if (a->nres == a->res_cap) {
+        size_t cap = a->res_cap ? a->res_cap * 2 : 64;
+        Strata__V1__Resident *v = realloc(a->res_msg, cap * sizeof *v);
+        if (!v)
+            return; /* not told of: the coordinator counts it as lost and loads it again */
+        a->res_msg = v;
+        a->res_cap = cap;
+    }
+    Strata__V1__Resident *m = &a->res_msg[a->nres++];
+    strata__v1__resident__init(m);
+    m->job = (char *)i->job;
+    m->layer = (char *)i->layer;
+    m->device = (char *)i->device;
+    m->bytes = i->bytes;
+    m->sha256 = (ProtobufCBinaryData){.len = 32, .data = (uint8_t *)i->sha256};
+}
+
+static void fill_hello(Strata__V1__HelloRequest *rq, void *arg)
+{
+    struct agent *a = arg;
+    fill_devices(a, true);
+    rq->peer_address = a->peer_address;
+    rq->devices = a->dev_ptr;
+    rq->n_devices = a->ndevices;
+    a->nres = 0;
+    layers_each(a->layers, add_resident, a);
+    free(a->res_ptr);
+    a->res_ptr = calloc(a->nres ? a->nres : 1, sizeof(*a->res_ptr));
+    if (!a->res_ptr)
+        return;
+    for (size_t i = 0; i < a->nres; i++)
+        a->res_ptr[i] = &a->res_msg[i];
+    rq->resident = a->res_ptr;
+    rq->n_resident = a->nres;
+}
+
+static void fill_heartbeat(Strata__V1__HeartbeatRequest *rq, void *arg)
+{
+    struct agent *a = arg;
+    fill_devices(a, false);
+    rq->devices = a->dev_ptr;
+    rq->n_devices = a->ndevices;
+}
+
+static void dropped(void *arg, int rc, const struct err *e, unsigned layers, uint64_t bytes)
+{
+    struct agent *a = arg;
+    if (rc < 0)
+        LOG_W(a->env.log, "agent", "drop error=\"%s\"", e->text);
+    else
+        LOG_I(a->env.log, "agent", "dropped layers=%u bytes=%" PRIu64, layers, bytes);
+}
+
+static void on_registered(const Strata__V1__HelloReply *r, void *arg)
+{
+    struct agent *a = arg;
+    struct err e;
+    if (r->ticket_public_key.len == TICKET_PUB_LEN)
+        serve_set_key(a->serve, r->ticket_public_key.data);
+    for (size_t i = 0; i < r->n_drop; i++) {
+        LOG_I(a->env.log, "agent", "nobody wants job=%s layer=%s", r->drop[i]->job, r->drop[i]->layer);
+        if (r->drop[i]->layer[0] &&
+            layers_release(a->layers, r->drop[i]->job, r->drop[i]->layer, dropped, a, &e) < 0 &&
+            e.code != ST_ENOENT)
+            LOG_W(a->env.log, "agent", "drop error=\"%s\"", e.text);
+    }
+    if (!a->ready_told)
+        LOG_I(a->env.log, "agent", "ready node=%s coordinator=%s peers=%s devices=%zu", a->env.config->node,
+              a->env.config->coordinator, a->peer_address, a->ndevices);
+    a->ready_told = true;
+    if (a->env.on_registered)
+        a->env.on_registered(a->env.arg);
+}
+
+static void on_disconnected(const char *why, void *arg)
+{
+    struct agent *a = arg;
+    LOG_W(a->env.log, "agent", "coordinator lost why=\"%s\"", why);
+}
+
+static const struct control_ops control_ops = {
+    .fill_hello = fill_hello,
+    .fill_heartbeat = fill_heartbeat,
+    .on_registered = on_registered,
+    .on_lost = on_disconnected,
+};
+
+static uint64_t capacity(const char *device, void *arg)
+{
+    const struct agent *a = arg;
+    for (size_t i = 0; i < a->ndevices; i++)
+        if (strcmp(a->device[i].id, device) == 0)
+            return a->device[i].memory_bytes;
+    return 0;
+}
+
+static void on_layers_lost(void *arg)
+{
+    struct agent *a = arg;
+    if (a->control)
+        control_hello_again(a->control);
+}
+
+/* ---- peers ---- */
+
+static void peer_session_up(struct rpc_session *s, void *arg)
+{
+    (void)s;
+    (void)arg;
+}
+
+static void peer_session_closed(struct rpc_session *s, const struct quic_close *why, void *arg)
+{
+    struct agent *a = arg;
+    LOG_D(a->env.log, "agent", "peer=%s gone why=\"%s\"", rpc_session_peer(s)->principal, why->reason);
+}
+
+static const struct rpc_session_ops peer_session_ops = {.on_up = peer_session_up,
+                                                        .on_closed = peer_session_closed};
+
+static void on_peer(struct quic_conn *c, void *arg)
+{
+    struct agent *a = arg;
+    struct rpc_session *s;
+    const struct rpc_cfg cfg = {
+        .base = a->env.base,
+        .clock = a->env.clock,
+        .log = a->env.log,
+        .table = a->peer_table,
+        .max_inbound_calls = CALLS_PER_PEER,
+    };
+    if (quic_conn_peer(c)->kind != TLS_NODE)
+        quic_conn_close(c, 7, "only agents connect here");
+    else if (rpc_accept(&s, &cfg, c, &peer_session_ops, a) < 0)
+        quic_conn_close(c, 8, "no memory for another peer");
+}
+
+static void on_peer_stream(struct quic_conn *c, struct quic_stream *s, void *arg)
+{
+    (void)c;
+    (void)arg;
+    quic_stream_reset(s, 0);
+}
+
+static void on_peer_closed(struct quic_conn *c, const struct quic_close *why, void *arg)
+{
+    (void)c;
+    (void)why;
+    (void)arg;
+}
+
+static const struct quic_conn_ops accept_ops = {
+    .on_up = on_peer, .on_stream = on_peer_stream, .on_closed = on_peer_closed};
+
+/* ---- devices ---- */
+
+/* A backend that the configuration insists on must have a device. */
+static int check_backends(const struct agent *a, struct err *e)
+{
+    const struct agent_config *c = a->env.config;
+    const struct {
+        const char *name;
+        enum agent_backend_use use;
+    } want[] = {{"cpu", c->cpu}, {"vulkan", c->vulkan}, {"cuda", c->cuda}};
+    for (unsigned k = 0; k < sizeof want / sizeof *want; k++) {
+        bool found = false;
+        for (size_t i = 0; i < a->ndevices; i++)
+            found |= strcmp(a->device[i].backend, want[k].name) == 0;
+        if (want[k].use == AGENT_BACKEND_ON && !found)
+            return err_reason(
+                e, ST_ENOENT, "NO_DEVICE",
+                "backends.%s is on but this node has no such device; install its driver or set it to "
+                "auto",
+                want[k].name);
+    }
+    return ST_OK;
+}
+
+static int start_control(struct agent *a, struct err *e)
+{
+    const struct control_cfg cfg = {
+        .base = a->env.base,
+        .clock = a->env.clock,
+        .rng = a->env.rng,
+        .log = a->env.log,
+        .ep = a->ep,
+        .files = a->files,
+        .table = a->table,
+        .address = a->env.config->coordinator,
+    };
+    return control_new(&a->control, &cfg, &control_ops, a, e);
+}
+
+static void on_probed(void *arg, int rc, const struct err *why, const struct pool_device *v, size_t n)
+{
+    struct agent *a = arg;
+    struct err e = *why;
+    if (rc == ST_OK && n > MAX_DEVICES) {
+        LOG_W(a->env.log, "agent", "devices=%zu only the first %d are used", n, MAX_DEVICES);
+        n = MAX_DEVICES;
+    }
+    if (rc == ST_OK) {
+        memcpy(a->device, v, n * sizeof *v);
+        a->ndevices = n;
+        for (size_t i = 0; i < n; i++)
+            LOG_I(a->env.log, "agent", "device=%s name=\"%s\" memory_bytes=%" PRIu64, v[i].id, v[i].name,
+                  v[i].memory_bytes);
+        rc = check_backends(a, &e);
+        if (rc == ST_OK)
+            rc = start_control(a, &e);
+    }
+    if (rc < 0) {
+        LOG_E(a->env.log, "agent", "cannot start: %s", e.text);
+        a->env.on_fatal(a->env.arg, &e);
+    }
+}
+
+/* ---- setting up ---- */
+
+static int open_tls(struct agent *a, struct err *e)
+{
+    const struct agent_config *c = a->env.config;
+    const struct tls_cfg cfg = {.ca_file = c->ca_file,
+                                .cert_file = c->cert_file,
+                                .key_file = c->key_file,
+                                .trust_domain = c->trust_domain};
+    int rc = tls_ctx_new(&a->tls, &cfg, a->env.clock, e);
+    if (rc < 0)
+        return rc;
+    const struct tls_identity *self = tls_ctx_self(a->tls);
+    if (self->kind != TLS_NODE || strcmp(self->name, c->node) != 0)
+        return err_reason(e, ST_ETRUST, "WRONG_IDENTITY",
+                          "the certificate %s is for %s, but this node is configured as node/%s",
+                          c->cert_file, self->principal, c->node);
+    return ST_OK;
+}
+
+/* Kept over restarts, so that peers notice one at once. */
+static int reset_secret(const struct agent *a, const char *name, uint8_t out[32], struct err *e)
+{
+    char path[4200];
+    struct buf b = {0};
+    int rc = fs_mkdirs(a->env.config->state_dir, 0700, e);
+    if (rc < 0)
+        return rc;
+    if (fs_join(path, sizeof path, a->env.config->state_dir, name) < 0)
+        return err_set(e, ST_ELIMIT, "the path of state.dir is too long");
+    if (!fs_exists(path)) {
+        a->env.rng->fill(a->env.rng->arg, out, 32);
+        return fs_write_atomic(path, out, 32, 0600, e);
+    }
+    rc = fs_read(path, 32, &b, e);
+    if (rc == ST_OK && b.len != 32)
+        rc = err_set(e, ST_ECORRUPT, "%s must have 32 bytes; remove it and start again", path);
+    if (rc == ST_OK)
+        memcpy(out, b.data, 32);
+    buf_fini(&b);
+    return rc;
+}
+
+static int open_sockets(struct agent *a, struct err *e)
+{
+    const struct agent_config *c = a->env.config;
+    struct quic_ep_cfg cfg = {
+        .clock = a->env.clock, .rng = a->env.rng, .log = a->env.log, .tls = a->tls, .accept = false};
+    quic_limits_control(&cfg.limits);
+    int rc = reset_secret(a, "reset.key", cfg.reset_secret, e);
+    if (rc < 0)
+        return rc;
+    rc = quic_udp_new(&a->udp, &a->ep, a->env.base, 0, c->coordinator[0] == '[' ? "[::]:0" : "0.0.0.0:0",
+                      &cfg, e);
+    if (rc < 0)
+        return rc;
+    quic_limits_bulk(&cfg.limits);
+    cfg.accept = true;
+    cfg.accept_ops = &accept_ops;
+    cfg.accept_arg = a;
+    rc = quic_udp_new(&a->bulk_udp, &a->bulk_ep, a->env.base, 1, c->listen, &cfg, e);
+    if (rc < 0)
+        return rc;
+    const char *host = c->advertise ? c->advertise : c->listen;
+    int n = c->advertise ? (int)strlen(host) : (int)(strrchr(host, ':') - host);
+    snprintf(a->peer_address, sizeof a->peer_address, "%.*s:%u", n, host, quic_udp_port(a->bulk_udp));
+    return ST_OK;
+}
+
+/* NULL = whatever the worker knows. */
+static const char *backend_list(struct agent *a)
+{
+    const struct agent_config *c = a->env.config;
+    if (c->cpu != AGENT_BACKEND_OFF && c->vulkan != AGENT_BACKEND_OFF && c->cuda == AGENT_BACKEND_AUTO)
+        return NULL;
+    snprintf(a->backends, sizeof a->backends, "%s%s%s", c->cpu != AGENT_BACKEND_OFF ? ",cpu" : "",
+             c->vulkan != AGENT_BACKEND_OFF ? ",vulkan" : "", c->cuda == AGENT_BACKEND_ON ? ",cuda" : "");
+    return a->backends[0] ? a->backends + 1 : "";
+}
+
+static int open_rooms(struct agent *a, struct err *e)
+{
+    const struct agent_config *c = a->env.config;
+    const char *const *roots = (const char *const *)c->model_dirs;
+    const struct pool_cfg pool = {
+        .base = a->env.base,
+        .clock = a->env.clock,
+        .log = a->env.log,
+        .worker_path = a->env.worker_path,
+        .backends = backend_list(a),
+        .cpu_memory_bytes = c->cpu_memory_bytes,
+    };
+    const struct peers_cfg peers = {
+        .base = a->env.base, .clock = a->env.clock, .log = a->env.log, .ep = a->bulk_ep, .files = a->files};
+    const struct serve_cfg serve = {
+        .files = a->files,
+        .clock = a->env.clock,
+        .log = a->env.log,
+        .node = c->node,
+        .roots = roots,
+        .nroots = c->nmodel_dirs,
+        .max_fetches = MAX_FETCHES,
+    };
+    int rc;
+    if ((rc = pool_new(&a->pool, &pool, e)) < 0 || (rc = peers_new(&a->peers, &peers, e)) < 0 ||
+        (rc = serve_new(&a->serve, &serve, e)) < 0)
+        return rc;
+    const struct layers_cfg layers = {
+        .base = a->env.base,
+        .clock = a->env.clock,
+        .rng = a->env.rng,
+        .log = a->env.log,
+        .files = a->files,
+        .pool = a->pool,
+        .peers = a->peers,
+        .roots = roots,
+        .nroots = c->nmodel_dirs,
+        .capacity = capacity,
+        .on_lost = on_layers_lost,
+        .arg = a,
+    };
+    if ((rc = layers_new(&a->layers, &layers, e)) < 0)
+        return rc;
+    a->handlers = (struct handlers){a->layers, a->files, a->env.clock, roots, c->nmodel_dirs};
+    if ((rc = handlers_table(&a->table, &a->handlers, e)) < 0 ||
+        (rc = serve_table(&a->peer_table, a->serve, e)) < 0)
+        return rc;
+    return pool_probe(a->pool, on_probed, a, e);
+}
+
+int agent_new(struct agent **out, const struct agent_env *env, struct err *e)
+{
+    struct agent *a = calloc(1, sizeof *a);
+    int rc;
+    if (!a)
+        return err_set(e, ST_ENOMEM, "no memory for the agent");
+    a->env = *env;
+    if ((rc = open_tls(a, e)) < 0 || (rc = files_new(&a->files, env->base, FILE_THREADS, e)) < 0 ||
+        (rc = open_sockets(a, e)) < 0 || (rc = open_rooms(a, e)) < 0) {
+        agent_free(a);
+        return rc;
+    }
+    *out = a;
+    return ST_OK;
+}
+
+/* Callers first, then what they called, so that nothing that ends can reach what is gone already. */
+void agent_free(struct agent *a)
+{
+    if (!a)
+        return;
+    if (a->control)
+        control_close(a->control);
+    if (a->layers)
+        layers_close(a->layers);
+    if (a->peers)
+        peers_close(a->peers);
+    if (a->bulk_udp)
+        quic_udp_free(a->bulk_udp, 0, "agent stops");
+    if (a->udp)
+        quic_udp_free(a->udp, 0, "agent stops");
+    files_free(a->files);
+    pool_free(a->pool);
+    layers_free(a->layers);
+    peers_free(a->peers);
+    serve_free(a->serve);
+    control_free(a->control);
+    rpc_table_free(a->table);
+    rpc_table_free(a->peer_table);
+    tls_ctx_unref(a->tls);
+    free(a->res_msg);
+    free(a->res_ptr);
+    free(a);
+}
+
+const char *agent_peer_address(const struct agent *a)
+{
+    return a->peer_address;
+}
+
+struct layers *agent_layers(const struct agent *a)
+{
+    return a->layers;
+}

@@ -1,0 +1,249 @@
+/* YAML through libcyaml into a raw struct, then validated into the one the program uses. */
+#include "agent/config.h"
+
+#include <cyaml/cyaml.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/buf.h"
+#include "common/base/fs.h"
+#include "common/base/str.h"
+
+#define MAX_CONFIG_BYTES (1u << 20)
+#define MAX_MODEL_DIRS 64
+
+struct raw_tls {
+    char *dir, *ca, *cert, *key, *trust_domain;
+};
+struct raw_state {
+    char *dir;
+};
+struct raw_models {
+    char **dirs;
+    unsigned dirs_count;
+};
+struct raw_backends {
+    char *cpu, *vulkan, *cuda;
+};
+struct raw {
+    int version;
+    char *node, *coordinator, *listen, *advertise, *worker, *cpu_memory, *log;
+    struct raw_tls *tls;
+    struct raw_state *state;
+    struct raw_models *models;
+    struct raw_backends *backends;
+};
+
+#define OPT CYAML_FLAG_OPTIONAL
+#define STR(key, type, member, opt)                                                                          \
+    CYAML_FIELD_STRING_PTR(key, CYAML_FLAG_POINTER | (opt), type, member, 1, 4000)
+#define MAP(key, member, fields, opt)                                                                        \
+    CYAML_FIELD_MAPPING_PTR(key, CYAML_FLAG_POINTER | (opt), struct raw, member, fields)
+
+static const cyaml_schema_field_t tls_fields[] = {
+    STR("dir", struct raw_tls, dir, OPT),
+    STR("ca", struct raw_tls, ca, OPT),
+    STR("cert", struct raw_tls, cert, OPT),
+    STR("key", struct raw_tls, key, OPT),
+    STR("trust_domain", struct raw_tls, trust_domain, 0),
+    CYAML_FIELD_END,
+};
+static const cyaml_schema_field_t state_fields[] = {STR("dir", struct raw_state, dir, 0), CYAML_FIELD_END};
+static const cyaml_schema_value_t dir_value = {
+    CYAML_VALUE_STRING(CYAML_FLAG_POINTER, char *, 1, 4000),
+};
+static const cyaml_schema_field_t models_fields[] = {
+    CYAML_FIELD_SEQUENCE("dirs", CYAML_FLAG_POINTER, struct raw_models, dirs, &dir_value, 1, MAX_MODEL_DIRS),
+    CYAML_FIELD_END,
+};
+static const cyaml_schema_field_t backends_fields[] = {
+    STR("cpu", struct raw_backends, cpu, OPT),
+    STR("vulkan", struct raw_backends, vulkan, OPT),
+    STR("cuda", struct raw_backends, cuda, OPT),
+    CYAML_FIELD_END,
+};
+static const cyaml_schema_field_t top_fields[] = {
+    CYAML_FIELD_INT("version", CYAML_FLAG_DEFAULT, struct raw, version),
+    STR("node", struct raw, node, 0),
+    STR("coordinator", struct raw, coordinator, 0),
+    STR("listen", struct raw, listen, OPT),
+    STR("advertise", struct raw, advertise, OPT),
+    STR("worker", struct raw, worker, OPT),
+    STR("cpu_memory", struct raw, cpu_memory, OPT),
+    STR("log", struct raw, log, OPT),
+    MAP("tls", tls, tls_fields, 0),
+    MAP("state", state, state_fields, 0),
+    MAP("models", models, models_fields, 0),
+    MAP("backends", backends, backends_fields, OPT),
+    CYAML_FIELD_END,
+};
+static const cyaml_schema_value_t top = {CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, struct raw, top_fields)};
+
+/* libcyaml tells what is wrong and then where, a line each; joined they make one sentence. */
+static void gather(cyaml_log_t level, void *ctx, const char *fmt, va_list args)
+{
+    (void)level;
+    char line[256];
+    vsnprintf(line, sizeof line, fmt, args);
+    size_t n = strlen(line);
+    if (n && line[n - 1] == '\n')
+        line[n - 1] = 0;
+    const char *p = str_starts(line, "Load: ") ? line + 6 : line;
+    struct buf *b = ctx;
+    if (b->len < 400)
+        (void)buf_printf(b, "%s%s", b->len ? " " : "", p); /* a cut message is better than none */
+}
+
+static int backend(const char *word, const char *key, const char *path, enum agent_backend_use *out,
+                   struct err *e)
+{
+    if (!word || strcmp(word, "auto") == 0)
+        *out = AGENT_BACKEND_AUTO;
+    else if (strcmp(word, "on") == 0)
+        *out = AGENT_BACKEND_ON;
+    else if (strcmp(word, "off") == 0)
+        *out = AGENT_BACKEND_OFF;
+    else
+        return err_set(e, ST_ECONFIG, "%s: backends.%s: '%s' is none of auto, on, off", path, key, word);
+    return ST_OK;
+}
+
+static int take_tls(struct agent_config *c, const struct raw_tls *t, const char *path, struct err *e)
+{
+    if (strlen(t->trust_domain) > 127)
+        return err_set(e, ST_ECONFIG, "%s: tls.trust_domain must have 1 to 127 characters", path);
+    bool files = t->ca && t->cert && t->key;
+    if (t->dir ? t->ca || t->cert || t->key : !files)
+        return err_set(
+            e, ST_ECONFIG,
+            "%s: tls: give either dir (holding ca.crt, node.crt, node.key) or all of ca, cert, key", path);
+    char p[4200];
+    if (t->dir) {
+        snprintf(p, sizeof p, "%s/ca.crt", t->dir);
+        c->ca_file = strdup(p);
+        snprintf(p, sizeof p, "%s/node.crt", t->dir);
+        c->cert_file = strdup(p);
+        snprintf(p, sizeof p, "%s/node.key", t->dir);
+        c->key_file = strdup(p);
+    } else {
+        c->ca_file = strdup(t->ca);
+        c->cert_file = strdup(t->cert);
+        c->key_file = strdup(t->key);
+    }
+    c->trust_domain = strdup(t->trust_domain);
+    return ST_OK;
+}
+
+static int take_dirs(struct agent_config *c, const struct raw_models *m, const char *path, struct err *e)
+{
+    c->model_dirs = calloc(m->dirs_count ? m->dirs_count : 1, sizeof *c->model_dirs);
+    if (!c->model_dirs)
+        return err_set(e, ST_ENOMEM, "no memory for the configuration of %s", path);
+    for (unsigned i = 0; i < m->dirs_count; i++) {
+        if (m->dirs[i][0] != '/')
+            return err_set(e, ST_ECONFIG, "%s: models.dirs: '%s' must be an absolute path", path, m->dirs[i]);
+        c->model_dirs[i] = strdup(m->dirs[i]);
+        c->nmodel_dirs++;
+        if (!c->model_dirs[i])
+            return err_set(e, ST_ENOMEM, "no memory for the configuration of %s", path);
+    }
+    return ST_OK;
+}
+
+static int validate(struct agent_config *c, const struct raw *r, const char *path, struct err *e)
+{
+    int rc;
+    if (r->version != 1)
+        return err_set(e, ST_ECONFIG, "%s: version %d is not known to this program, which reads version 1",
+                       path, r->version);
+    if (!str_ident_ok(r->node, 63))
+        return err_set(e, ST_ECONFIG,
+                       "%s: node: '%s' is no node name; use up to 63 letters, digits, '.', '_', '-'", path,
+                       r->node);
+    if (!strrchr(r->coordinator, ':'))
+        return err_set(e, ST_ECONFIG, "%s: coordinator: '%s' has no port; write host:port", path,
+                       r->coordinator);
+    if (r->listen && !strrchr(r->listen, ':'))
+        return err_set(e, ST_ECONFIG, "%s: listen: '%s' has no port; write host:port", path, r->listen);
+    if (!r->advertise && r->listen && (str_starts(r->listen, "0.0.0.0:") || str_starts(r->listen, "[::]:")))
+        return err_set(
+            e, ST_ECONFIG,
+            "%s: advertise: listen is '%s', which others cannot dial; give the host they reach this node by",
+            path, r->listen);
+    if (r->cpu_memory && (parse_bytes(r->cpu_memory, &c->cpu_memory_bytes) < 0 || c->cpu_memory_bytes == 0))
+        return err_set(e, ST_ECONFIG, "%s: cpu_memory: '%s' is no size above zero; write it as 8GiB", path,
+                       r->cpu_memory);
+    c->log_level = LOG_LV_INFO;
+    if (r->log && log_level_parse(r->log, &c->log_level) < 0)
+        return err_set(e, ST_ECONFIG, "%s: log: '%s' is none of error, warn, info, debug", path, r->log);
+    const struct raw_backends none = {0}, *b = r->backends ? r->backends : &none;
+    if ((rc = backend(b->cpu, "cpu", path, &c->cpu, e)) < 0 ||
+        (rc = backend(b->vulkan, "vulkan", path, &c->vulkan, e)) < 0 ||
+        (rc = backend(b->cuda, "cuda", path, &c->cuda, e)) < 0 || (rc = take_tls(c, r->tls, path, e)) < 0 ||
+        (rc = take_dirs(c, r->models, path, e)) < 0)
+        return rc;
+    c->node = strdup(r->node);
+    c->coordinator = strdup(r->coordinator);
+    c->listen = strdup(r->listen ? r->listen : "127.0.0.1:0");
+    c->state_dir = strdup(r->state->dir);
+    c->advertise = r->advertise ? strdup(r->advertise) : NULL;
+    c->worker = r->worker ? strdup(r->worker) : NULL;
+    if (!c->node || !c->coordinator || !c->listen || !c->state_dir || (r->worker && !c->worker) ||
+        (r->advertise && !c->advertise) || !c->ca_file || !c->cert_file || !c->key_file || !c->trust_domain)
+        return err_set(e, ST_ENOMEM, "no memory for the configuration of %s", path);
+    return ST_OK;
+}
+
+int agent_config_read(struct agent_config *out, const char *path, struct err *e)
+{
+    struct buf text = {0}, why = {.limit = 1024};
+    int rc = fs_read(path, MAX_CONFIG_BYTES, &text, e);
+    if (rc < 0) {
+        buf_fini(&text);
+        e->code = rc == ST_ENOENT ? ST_ECONFIG : rc;
+        return e->code;
+    }
+    const cyaml_config_t cfg = {
+        .log_fn = gather,
+        .log_ctx = &why,
+        .log_level = CYAML_LOG_ERROR,
+        .mem_fn = cyaml_mem,
+        .flags = CYAML_CFG_NO_ALIAS,
+    };
+    struct raw *r = NULL;
+    *out = (struct agent_config){0};
+    cyaml_err_t bad = cyaml_load_data(text.data ? text.data : (const uint8_t *)"", text.len, &cfg, &top,
+                                      (cyaml_data_t **)&r, NULL);
+    if (bad != CYAML_OK)
+        rc = err_set(e, ST_ECONFIG, "%s: %s (%s)", path, buf_cstr(&why), cyaml_strerror(bad));
+    else if (!r)
+        rc = err_set(e, ST_ECONFIG, "%s: the file is empty; it must hold at least version, node, coordinator",
+                     path);
+    else
+        rc = validate(out, r, path, e);
+    cyaml_free(&cfg, &top, r, 0);
+    buf_fini(&text);
+    buf_fini(&why);
+    if (rc < 0)
+        agent_config_fini(out);
+    return rc;
+}
+
+void agent_config_fini(struct agent_config *c)
+{
+    free(c->node);
+    free(c->coordinator);
+    free(c->ca_file);
+    free(c->cert_file);
+    free(c->key_file);
+    free(c->trust_domain);
+    free(c->listen);
+    free(c->advertise);
+    free(c->state_dir);
+    free(c->worker);
+    for (unsigned i = 0; i < c->nmodel_dirs; i++)
+        free(c->model_dirs[i]);
+    free(c->model_dirs);
+    *c = (struct agent_config){0};
+}

@@ -1,0 +1,94 @@
+/*
+ * The layers that are resident on this node's devices: load from a file or from another agent, verify,
+ * release. Bytes go from their source through a staging slot into device memory; a load counts only when the
+ * SHA-256 the device's bytes give equals that of the bytes as they were read. Whatever fails on the way frees
+ * the device memory it had. Each principal's layers live in a worker process of its own, started with the
+ * first load and ended when it holds nothing. Loop thread only; completions never run inline.
+ */
+#ifndef STRATA_LAYERS_LAYERS_H
+#define STRATA_LAYERS_LAYERS_H
+
+#include "agent/layers/files.h"
+#include "agent/layers/peers.h"
+#include "agent/layers/pool.h"
+
+struct layers;
+struct load;
+
+struct layers_cfg {
+    struct event_base *base;
+    const struct clock *clock;
+    const struct rng *rng;
+    const struct log *log;
+    struct files *files;
+    struct pool *pool;
+    struct peers *peers; /* NULL: nothing is fetched from peers */
+    const char *const *roots;
+    size_t nroots;                                       /* model files lie below one of them */
+    uint64_t (*capacity)(const char *device, void *arg); /* of a device in bytes; 0 = there is none */
+    void (*on_lost)(void *arg); /* resident layers went with their worker; never inline */
+    void *arg;
+};
+
+struct layers_piece {
+    uint32_t file;
+    uint64_t offset, length;
+};
+
+struct layers_load {
+    const char *job, *layer, *device, *principal;
+    uint64_t bytes;
+    const char *path;
+    const struct layers_piece *pieces;
+    size_t npieces;
+    uint8_t header_sha256[32];
+    uint32_t file_count;
+    const char *peer_node, *peer_address; /* peer_node "" = from this node's disk */
+    const uint8_t *ticket;
+    size_t ticket_len;
+    uint64_t timeout_ns; /* of a fetch from a peer */
+};
+
+struct layers_load_ops {
+    void (*on_progress)(void *arg, uint64_t loaded); /* may be NULL */
+    /* Last upcall, exactly once; the digests when rc is ST_OK. */
+    void (*on_done)(void *arg, int rc, const struct err *e, const uint8_t *sha256,
+                    const uint8_t *device_sha256);
+};
+
+int layers_new(struct layers **out, const struct layers_cfg *cfg, struct err *e) ST_CHECK;
+/* Nothing may be in flight: after layers_close, and after pool, files and peers have been closed. */
+void layers_free(struct layers *ls);
+/* Ends every load; device memory goes with the workers. */
+void layers_close(struct layers *ls);
+
+/* The request is copied. A layer that is already resident is freed and loaded anew; one that is loading is
+ * ST_ECONFLICT. */
+int layers_load(struct load **out, struct layers *ls, const struct layers_load *req,
+                const struct layers_load_ops *ops, void *arg, struct err *e) ST_CHECK;
+/* No upcall follows; what was allocated is freed. */
+void layers_load_cancel(struct load *l);
+
+/* Reads a resident layer back from its device. A difference is not an error here: the caller compares. */
+typedef void (*layers_verify_fn)(void *arg, int rc, const struct err *e, const uint8_t *sha256,
+                                 const uint8_t *device_sha256);
+int layers_verify(struct layers *ls, const char *job, const char *layer, layers_verify_fn fn, void *arg,
+                  struct err *e) ST_CHECK;
+
+/* layer "" = all of the job. Loads of them are cancelled. Answers when the memory is free; ST_ENOENT when
+ * there was nothing. fn may be NULL. */
+typedef void (*layers_release_fn)(void *arg, int rc, const struct err *e, unsigned layers, uint64_t bytes);
+int layers_release(struct layers *ls, const char *job, const char *layer, layers_release_fn fn, void *arg,
+                   struct err *e) ST_CHECK;
+
+struct layers_info {
+    const char *job, *layer, *device;
+    uint64_t bytes;
+    const uint8_t *sha256;
+};
+/* Resident and verified ones; fn must not change them. */
+void layers_each(const struct layers *ls, void (*fn)(const struct layers_info *i, void *arg), void *arg);
+uint64_t layers_device_bytes(const struct layers *ls,
+                             const char *device); /* allocated there, loading included */
+
+#endif

@@ -1,0 +1,351 @@
+#include "agent/layers/peers.h"
+
+#include <event2/event.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "agent/layers/resolve.h"
+#include "common/base/status.h"
+#include "common/base/str.h"
+
+#define MAX_PEERS 256
+#define IDLE_CLOSE_S 30
+
+struct peer {
+    struct peers *owner;
+    char node[64], address[300];
+    struct resolve *resolve;
+    struct rpc_session *session;
+    bool up, closing;
+    struct fetch *fetches;
+    struct event *idle;
+    struct peer *next;
+};
+
+struct peers {
+    struct peers_cfg cfg;
+    struct peer *head;
+    unsigned n;
+};
+
+struct fetch {
+    struct peer *peer; /* NULL once it has left the peer's list */
+    struct fetch *next;
+    Strata__V1__FetchRequest *req; /* until the call is made */
+    uint64_t timeout_ns;
+    struct rpc_call *call;
+    const struct fetch_ops *ops; /* NULL = cancelled, waits for its call's last upcall */
+    void *arg;
+    uint64_t want, got;
+    bool head;
+};
+
+static void peer_free(struct peer *p)
+{
+    struct peers *o = p->owner;
+    for (struct peer **at = &o->head; *at; at = &(*at)->next)
+        if (*at == p) {
+            *at = p->next;
+            o->n--;
+            break;
+        }
+    resolve_cancel(p->resolve);
+    event_free(p->idle);
+    free(p);
+}
+
+static void unlink_fetch(struct fetch *f)
+{
+    struct peer *p = f->peer;
+    if (!p)
+        return;
+    for (struct fetch **at = &p->fetches; *at; at = &(*at)->next)
+        if (*at == f) {
+            *at = f->next;
+            break;
+        }
+    f->peer = NULL;
+    if (!p->fetches && !p->closing) {
+        struct timeval tv = {.tv_sec = IDLE_CLOSE_S};
+        (void)event_add(p->idle, &tv);
+    }
+}
+
+static void fetch_end(struct fetch *f, int rc, const struct err *e, const uint8_t *digest)
+{
+    unlink_fetch(f);
+    const struct fetch_ops *ops = f->ops;
+    void *arg = f->arg;
+    if (f->req)
+        strata__v1__fetch_request__free_unpacked(f->req, NULL);
+    free(f);
+    if (ops)
+        ops->on_done(rc, e, digest, arg);
+}
+
+/* ---- the call ---- */
+
+static void on_message(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)
+{
+    (void)call;
+    struct fetch *f = arg;
+    f->head = true;
+    if (((const Strata__V1__FetchHead *)msg)->bytes != f->want)
+        rpc_cancel(f->call);
+}
+
+static size_t on_bulk(struct rpc_call *call, const uint8_t *p, size_t n, void *arg)
+{
+    struct fetch *f = arg;
+    if (!f->ops)
+        return n; /* cancelled: swallow what is still on its way */
+    if (n > f->want - f->got) { /* more than was asked for: nothing of it can be right */
+        rpc_cancel(call);
+        return 0;
+    }
+    size_t took = f->ops->on_bytes(p, n, f->arg);
+    f->got += took;
+    return took;
+}
+
+static void on_done(struct rpc_call *call, const struct rpc_status *st, const uint8_t *digest, void *arg)
+{
+    (void)call;
+    struct fetch *f = arg;
+    struct err e = {0};
+    int rc = ST_OK;
+    f->call = NULL;
+    const char *node = f->peer ? f->peer->node : "the peer";
+    if (st->code != 0)
+        rc = err_reason(&e, status_from_rpc(st->code), st->reason, "%s does not send the layer: %.400s", node,
+                        st->text);
+    else if (!digest || f->got != f->want)
+        rc = err_reason(&e, ST_EPROTO, "SHORT_LAYER", "%s sent %llu of %llu bytes", node,
+                        (unsigned long long)f->got, (unsigned long long)f->want);
+    fetch_end(f, rc, &e, digest);
+}
+
+static const struct rpc_call_ops call_ops = {
+    .on_message = on_message, .on_bulk = on_bulk, .on_done = on_done};
+
+static void fetch_start(struct fetch *f)
+{
+    struct err e;
+    struct rpc_call_opts o = {.timeout_ns = f->timeout_ns};
+    int rc = rpc_call(&f->call, f->peer->session, &strata__v1__layer_source__descriptor, "Fetch", RPC_BULK,
+                      &f->req->base, &o, &call_ops, f, &e);
+    if (rc < 0) {
+        fetch_end(f, rc, &e, NULL);
+        return;
+    }
+    strata__v1__fetch_request__free_unpacked(f->req, NULL);
+    f->req = NULL;
+}
+
+/* ---- the connection ---- */
+
+static void on_up(struct rpc_session *s, void *arg)
+{
+    (void)s;
+    struct peer *p = arg;
+    p->up = true;
+    for (;;) {
+        /* From the front each time: a fetch that fails may take others of its owner with it. */
+        struct fetch *f = p->fetches;
+        while (f && f->call)
+            f = f->next;
+        if (!f)
+            return;
+        fetch_start(f);
+    }
+}
+
+static void peer_gone(struct peer *p, int status, const char *why)
+{
+    struct err e;
+    p->closing = true; /* no idle timer from here on */
+    while (p->fetches) {
+        struct fetch *f = p->fetches;
+        int rc =
+            err_set(&e, status, "the connection to agent %s at %s is gone: %s", p->node, p->address, why);
+        fetch_end(f, rc, &e, NULL);
+    }
+    peer_free(p);
+}
+
+static void on_closed(struct rpc_session *s, const struct quic_close *why, void *arg)
+{
+    (void)s;
+    struct peer *p = arg;
+    p->session = NULL;
+    peer_gone(p, why->status ? why->status : ST_EUNREACH, why->reason);
+}
+
+static const struct rpc_session_ops session_ops = {.on_up = on_up, .on_closed = on_closed};
+
+static void on_resolved(void *arg, int rc, const struct quic_addr *addr, const struct err *why)
+{
+    struct peer *p = arg;
+    struct err e = *why;
+    p->resolve = NULL;
+    if (p->closing)
+        rc = err_set(&e, ST_ECLOSED, "the agent stops");
+    if (rc == ST_OK) {
+        const struct peers_cfg *c = &p->owner->cfg;
+        const struct rpc_cfg rc_cfg = {.base = c->base, .clock = c->clock, .log = c->log};
+        rc = rpc_dial(&p->session, &rc_cfg, c->ep, addr, TLS_NODE, p->node, &session_ops, p, &e);
+    }
+    if (rc < 0) {
+        p->session = NULL;
+        peer_gone(p, rc, e.text);
+    }
+}
+
+static void on_idle(evutil_socket_t fd, short what, void *arg)
+{
+    (void)fd;
+    (void)what;
+    struct peer *p = arg;
+    if (p->fetches || p->closing || !p->session)
+        return;
+    p->closing = true;
+    rpc_session_close(p->session, 0, "idle");
+}
+
+static int peer_get(struct peers *o, const char *node, const char *address, struct peer **out, struct err *e)
+{
+    for (struct peer *p = o->head; p; p = p->next)
+        if (!p->closing && strcmp(p->node, node) == 0 && strcmp(p->address, address) == 0) {
+            *out = p;
+            return ST_OK;
+        }
+    if (o->n >= MAX_PEERS)
+        return err_set(e, ST_ERESOURCE, "already connected to %u agents; try again when some are done", o->n);
+    struct peer *p = calloc(1, sizeof *p);
+    if (!p)
+        return err_set(e, ST_ENOMEM, "no memory for the connection to agent %s", node);
+    p->owner = o;
+    if (!str_copy(p->node, sizeof p->node, node) || !str_copy(p->address, sizeof p->address, address)) {
+        free(p);
+        return err_set(e, ST_EINVAL, "the name or address of agent '%.100s' is too long", node);
+    }
+    p->idle = evtimer_new(o->cfg.base, on_idle, p);
+    if (!p->idle) {
+        free(p);
+        return err_set(e, ST_ENOMEM, "no memory for the connection to agent %s", node);
+    }
+    p->next = o->head;
+    o->head = p;
+    o->n++;
+    int rc = resolve_start(&p->resolve, o->cfg.files, address, on_resolved, p, e);
+    if (rc < 0) {
+        peer_free(p);
+        return rc;
+    }
+    *out = p;
+    return ST_OK;
+}
+
+/* ---- for the loader ---- */
+
+static Strata__V1__FetchRequest *copy_request(const Strata__V1__FetchRequest *req)
+{
+    size_t n = strata__v1__fetch_request__get_packed_size(req);
+    uint8_t *p = malloc(n ? n : 1);
+    if (!p)
+        return NULL;
+    strata__v1__fetch_request__pack(req, p);
+    Strata__V1__FetchRequest *c = strata__v1__fetch_request__unpack(NULL, n, p);
+    free(p);
+    return c;
+}
+
+int peers_fetch(struct fetch **out, struct peers *o, const char *node, const char *address,
+                const Strata__V1__FetchRequest *req, uint64_t timeout_ns, const struct fetch_ops *ops,
+                void *arg, struct err *e)
+{
+    struct fetch *f = calloc(1, sizeof *f);
+    struct peer *p = NULL;
+    if (!f || !(f->req = copy_request(req))) {
+        free(f);
+        return err_set(e, ST_ENOMEM, "no memory to fetch a layer from agent %s", node);
+    }
+    int rc = peer_get(o, node, address, &p, e);
+    if (rc < 0) {
+        strata__v1__fetch_request__free_unpacked(f->req, NULL);
+        free(f);
+        return rc;
+    }
+    f->timeout_ns = timeout_ns;
+    f->ops = ops;
+    f->arg = arg;
+    f->want = req->bytes;
+    f->peer = p;
+    f->next = p->fetches;
+    p->fetches = f;
+    event_del(p->idle);
+    if (p->up) {
+        /* A stream is opened now or not at all, so that a failure is told by the return value. */
+        struct rpc_call_opts o2 = {.timeout_ns = timeout_ns};
+        rc = rpc_call(&f->call, p->session, &strata__v1__layer_source__descriptor, "Fetch", RPC_BULK,
+                      &f->req->base, &o2, &call_ops, f, e);
+        strata__v1__fetch_request__free_unpacked(f->req, NULL);
+        f->req = NULL;
+        if (rc < 0) {
+            unlink_fetch(f);
+            free(f);
+            return rc;
+        }
+    }
+    *out = f;
+    return ST_OK;
+}
+
+void fetch_resume(struct fetch *f)
+{
+    if (f->call)
+        rpc_bulk_resume(f->call);
+}
+
+void fetch_cancel(struct fetch *f)
+{
+    f->ops = NULL;
+    if (f->call) {
+        rpc_bulk_resume(f->call);
+        rpc_cancel(f->call); /* on_done frees it */
+        return;
+    }
+    unlink_fetch(f);
+    if (f->req)
+        strata__v1__fetch_request__free_unpacked(f->req, NULL);
+    free(f);
+}
+
+int peers_new(struct peers **out, const struct peers_cfg *cfg, struct err *e)
+{
+    struct peers *p = calloc(1, sizeof *p);
+    if (!p)
+        return err_set(e, ST_ENOMEM, "no memory for the connections to other agents");
+    p->cfg = *cfg;
+    *out = p;
+    return ST_OK;
+}
+
+void peers_close(struct peers *o)
+{
+    for (struct peer *p = o->head; p; p = p->next) {
+        if (p->session && !p->closing)
+            rpc_session_close(p->session, 0, "agent stops");
+        p->closing = true;
+    }
+}
+
+void peers_free(struct peers *o)
+{
+    if (!o)
+        return;
+    while (o->head)
+        peer_gone(o->head, ST_ECLOSED, "the agent stops");
+    free(o);
+}
