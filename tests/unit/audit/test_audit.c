@@ -372,6 +372,17 @@ static void queries_agree_with_a_plain_loop(void **state)
     }
     assert_true(nonempty > 200);
     verify_ok(r->dir.audit, ROWS);
+    int64_t denied = 0, critical = 0, jobs = 0;
+    for (int i = 0; i < ROWS; i++) {
+        denied += all[i].e.result == EVENT_DENIED;
+        critical += all[i].e.severity >= EVENT_ERROR;
+        jobs += all[i].job[0] != 0;
+    }
+    assert_int_equal(sql_int(r->dir.audit, "SELECT count(*) FROM v_denied WHERE result='denied'"), denied);
+    assert_int_equal(sql_int(r->dir.audit, "SELECT count(*) FROM v_critical WHERE severity='error'"),
+                     critical);
+    assert_int_equal(sql_int(r->dir.audit, "SELECT count(*) FROM v_job WHERE job LIKE 'job-%'"), jobs);
+    assert_int_equal(sql_int(r->dir.audit, "SELECT sum(n) FROM v_rate_1m WHERE result='denied'"), denied);
     free(all);
     free(s);
 }
