@@ -201,6 +201,7 @@ static void test_accounting(void **state)
     assert_int_equal(gpu_alloc(g, 5 * MIB, &a, &e), ST_OK);
     assert_int_equal(gpu_alloc(g, 3 * MIB, &b, &e), ST_OK);
     assert_int_equal(gpu_alloc(g, 1, &c, &e), ST_ERESOURCE);
+    assert_int_equal(gpu_alloc(g, UINT64_MAX - MIB, &c, &e), ST_ERESOURCE); /* used + asked overflows */
     gpu_usage(g, &u);
     assert_int_equal(u.allocated_bytes, 8 * MIB);
     assert_int_equal(u.available_bytes, 0);
