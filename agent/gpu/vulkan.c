@@ -10,35 +10,7 @@
 #include "agent/gpu/vulkan_priv.h"
 #include "common/base/clock.h"
 
-#define PIECES 4
-#define PIECE_BYTES (2ull << 20)
 #define FILL_BYTES (1ull << 30) /* one fill command, so that its wait stays far from the bound */
-
-struct piece {
-    VkCommandBuffer cmd;
-    uint64_t done; /* the semaphore's value once its last submission is complete */
-};
-
-struct vk_dev {
-    char id[24];
-    uint64_t wait_ns;
-    VkPhysicalDeviceMemoryProperties types;
-    VkDevice dev;
-    struct VolkDeviceTable t;
-    VkQueue queue;
-    VkCommandPool pool;
-    VkSemaphore sem;
-    uint64_t submitted;
-    VkBuffer staging;
-    VkDeviceMemory staging_mem;
-    uint8_t *map;
-    struct piece piece[PIECES];
-};
-
-struct vk_mem {
-    VkBuffer buf;
-    VkDeviceMemory mem;
-};
 
 /* The type among `bits` that has `want`, in the largest heap, with the fewest flags beyond `want` and `like`;
  * with `like` preferred to without. UINT32_MAX: none. */
@@ -65,9 +37,8 @@ static uint32_t pick_type(const VkPhysicalDeviceMemoryProperties *m, uint32_t bi
     return best;
 }
 
-static int buffer_make(struct vk_dev *d, uint64_t bytes, VkMemoryPropertyFlags want,
-                       VkMemoryPropertyFlags like, VkBuffer *buf, VkDeviceMemory *mem, uint64_t *committed,
-                       struct err *e)
+int vk_buffer_make(struct vk_dev *d, uint64_t bytes, VkMemoryPropertyFlags want, VkMemoryPropertyFlags like,
+                   VkBuffer *buf, VkDeviceMemory *mem, uint64_t *committed, struct err *e)
 {
     VkBufferCreateInfo bi = {.sType = VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO,
                              .size = (bytes + 3) & ~3ull, /* fills work in words */
@@ -99,7 +70,7 @@ static int buffer_make(struct vk_dev *d, uint64_t bytes, VkMemoryPropertyFlags w
     return ST_OK;
 }
 
-static int wait_for(struct vk_dev *d, uint64_t value, struct err *e)
+int vk_wait_for(struct vk_dev *d, uint64_t value, struct err *e)
 {
     VkSemaphoreWaitInfo wi = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_WAIT_INFO,
                               .semaphoreCount = 1,
@@ -111,7 +82,7 @@ static int wait_for(struct vk_dev *d, uint64_t value, struct err *e)
 
 /* Starts the recording of a piece whose last submission is complete, behind a barrier against all before it.
  */
-static int record_begin(struct vk_dev *d, struct piece *p, struct err *e)
+int vk_record_begin(struct vk_dev *d, struct piece *p, struct err *e)
 {
     VkCommandBufferBeginInfo bi = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO,
                                    .flags = VK_COMMAND_BUFFER_USAGE_ONE_TIME_SUBMIT_BIT};
@@ -126,7 +97,7 @@ static int record_begin(struct vk_dev *d, struct piece *p, struct err *e)
     return ST_OK;
 }
 
-static int record_submit(struct vk_dev *d, struct piece *p, struct err *e)
+int vk_record_submit(struct vk_dev *d, struct piece *p, struct err *e)
 {
     VkMemoryBarrier mb = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
                           .srcAccessMask = VK_ACCESS_TRANSFER_WRITE_BIT,
@@ -155,11 +126,11 @@ static int record_submit(struct vk_dev *d, struct piece *p, struct err *e)
 static int copy_submit(struct vk_dev *d, struct piece *p, VkBuffer src, VkBuffer dst, const VkBufferCopy *c,
                        struct err *e)
 {
-    int rc = record_begin(d, p, e);
+    int rc = vk_record_begin(d, p, e);
     if (rc < 0)
         return rc;
     d->t.vkCmdCopyBuffer(p->cmd, src, dst, 1, c);
-    return record_submit(d, p, e);
+    return vk_record_submit(d, p, e);
 }
 
 /* Staging memory at the start of piece i. */
@@ -183,13 +154,13 @@ static int vk_copy_in(void *dev, void *mem, uint64_t off, const void *src, uint6
         VkBufferCopy c = {.srcOffset = piece_offset(k % PIECES),
                           .dstOffset = off + at,
                           .size = min_u64(PIECE_BYTES, len - at)};
-        if ((rc = wait_for(d, p->done, e)) < 0)
+        if ((rc = vk_wait_for(d, p->done, e)) < 0)
             return rc;
         memcpy(d->map + c.srcOffset, (const uint8_t *)src + at, c.size);
         if ((rc = copy_submit(d, p, d->staging, m->buf, &c, e)) < 0)
             return rc;
     }
-    return wait_for(d, d->submitted, e);
+    return vk_wait_for(d, d->submitted, e);
 }
 
 /* Up to PIECES copies run ahead of the host's reading. */
@@ -198,7 +169,7 @@ static int vk_copy_out(void *dev, void *mem, uint64_t off, void *dst, uint64_t l
     struct vk_dev *d = dev;
     const struct vk_mem *m = mem;
     uint64_t n = (len + PIECE_BYTES - 1) / PIECE_BYTES, sent = 0;
-    int rc = wait_for(d, d->submitted, e);
+    int rc = vk_wait_for(d, d->submitted, e);
     if (rc < 0)
         return rc;
     for (uint64_t got = 0; got < n; got++) {
@@ -209,7 +180,7 @@ static int vk_copy_out(void *dev, void *mem, uint64_t off, void *dst, uint64_t l
             if ((rc = copy_submit(d, &d->piece[sent % PIECES], m->buf, d->staging, &c, e)) < 0)
                 return rc;
         }
-        if ((rc = wait_for(d, d->piece[got % PIECES].done, e)) < 0)
+        if ((rc = vk_wait_for(d, d->piece[got % PIECES].done, e)) < 0)
             return rc;
         memcpy((uint8_t *)dst + got * PIECE_BYTES, d->map + piece_offset(got % PIECES),
                min_u64(PIECE_BYTES, len - got * PIECE_BYTES));
@@ -220,7 +191,7 @@ static int vk_copy_out(void *dev, void *mem, uint64_t off, void *dst, uint64_t l
 static int vk_sync(void *dev, struct err *e)
 {
     struct vk_dev *d = dev;
-    return wait_for(d, d->submitted, e);
+    return vk_wait_for(d, d->submitted, e);
 }
 
 static void vk_free(void *dev, void *mem, bool hung)
@@ -239,14 +210,14 @@ static int clear(struct vk_dev *d, const struct vk_mem *m, uint64_t bytes, struc
 {
     bytes = (bytes + 3) & ~3ull;
     for (uint64_t at = 0; at < bytes; at += FILL_BYTES) {
-        int rc = wait_for(d, d->submitted, e);
-        if (rc < 0 || (rc = record_begin(d, &d->piece[0], e)) < 0)
+        int rc = vk_wait_for(d, d->submitted, e);
+        if (rc < 0 || (rc = vk_record_begin(d, &d->piece[0], e)) < 0)
             return rc;
         d->t.vkCmdFillBuffer(d->piece[0].cmd, m->buf, at, min_u64(FILL_BYTES, bytes - at), 0);
-        if ((rc = record_submit(d, &d->piece[0], e)) < 0)
+        if ((rc = vk_record_submit(d, &d->piece[0], e)) < 0)
             return rc;
     }
-    return wait_for(d, d->submitted, e);
+    return vk_wait_for(d, d->submitted, e);
 }
 
 static int vk_alloc(void *dev, uint64_t bytes, void **mem, uint64_t *committed, struct err *e)
@@ -255,7 +226,7 @@ static int vk_alloc(void *dev, uint64_t bytes, void **mem, uint64_t *committed, 
     struct vk_mem *m = calloc(1, sizeof *m);
     if (!m)
         return err_set(e, ST_ENOMEM, "%s: no host memory for one more buffer", d->id);
-    int rc = buffer_make(d, bytes, VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT, 0, &m->buf, &m->mem, committed, e);
+    int rc = vk_buffer_make(d, bytes, VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT, 0, &m->buf, &m->mem, committed, e);
     if (rc < 0) {
         free(m);
         return rc;
@@ -348,11 +319,11 @@ static int staging_make(struct vk_dev *d, struct err *e)
     for (size_t i = 0; i < PIECES; i++)
         d->piece[i].cmd = cmd[i];
     /* Coherent needs no flushes; cached makes reading back several times faster. */
-    int rc = buffer_make(d, PIECES * PIECE_BYTES,
-                         VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | VK_MEMORY_PROPERTY_HOST_COHERENT_BIT,
-                         VK_MEMORY_PROPERTY_HOST_CACHED_BIT, &d->staging, &d->staging_mem, NULL, e);
+    int rc = vk_buffer_make(d, PIECES * PIECE_BYTES,
+                            VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | VK_MEMORY_PROPERTY_HOST_COHERENT_BIT,
+                            VK_MEMORY_PROPERTY_HOST_CACHED_BIT, &d->staging, &d->staging_mem, NULL, e);
     if (rc < 0) {
-        d->staging = VK_NULL_HANDLE; /* buffer_make left nothing behind */
+        d->staging = VK_NULL_HANDLE; /* vk_buffer_make left nothing behind */
         d->staging_mem = VK_NULL_HANDLE;
         return rc;
     }
@@ -388,22 +359,22 @@ static int vk_measure_copy(void *dev, void *a, void *b, uint64_t bytes, uint64_t
     VkBufferCopy c = {.size = bytes};
     const struct clock *clk = clock_system();
     uint64_t start = 0, now = 0, until = clock_ns(clk) + budget_ns, copies = 0;
-    int rc = wait_for(d, d->submitted, e);
+    int rc = vk_wait_for(d, d->submitted, e);
     if (rc < 0)
         return rc;
     do { /* the first round is the warm-up; two submissions are always under way */
         struct piece *p = &d->piece[copies % PIECES];
-        if ((rc = wait_for(d, p->done, e)) < 0 ||
+        if ((rc = vk_wait_for(d, p->done, e)) < 0 ||
             (rc = copy_submit(d, p, ((struct vk_mem *)b)->buf, ((struct vk_mem *)a)->buf, &c, e)) < 0)
             return rc;
         if (copies++ == 0) {
-            if ((rc = wait_for(d, d->submitted, e)) < 0)
+            if ((rc = vk_wait_for(d, d->submitted, e)) < 0)
                 return rc;
             start = clock_ns(clk);
         }
         now = clock_ns(clk);
     } while (now < until || copies < 4);
-    if ((rc = wait_for(d, d->submitted, e)) < 0)
+    if ((rc = vk_wait_for(d, d->submitted, e)) < 0)
         return rc;
     now = clock_ns(clk);
     *rate = now > start ? (double)(copies - 1) * (double)bytes * 1e9 / (double)(now - start) : 0;
@@ -432,4 +403,7 @@ const struct gpu_ops gpu_vulkan = {
     .copy_out = vk_copy_out,
     .sync = vk_sync,
     .measure_copy = vk_measure_copy,
+#ifdef STRATA_GPU_KERNELS
+    .measure_fma = vk_measure_fma,
+#endif
 };

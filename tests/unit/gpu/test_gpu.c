@@ -201,6 +201,7 @@ static void test_accounting(void **state)
     assert_int_equal(gpu_alloc(g, 5 * MIB, &a, &e), ST_OK);
     assert_int_equal(gpu_alloc(g, 3 * MIB, &b, &e), ST_OK);
     assert_int_equal(gpu_alloc(g, 1, &c, &e), ST_ERESOURCE);
+    assert_int_equal(gpu_alloc(g, UINT64_MAX - MIB, &c, &e), ST_ERESOURCE); /* used + asked overflows */
     gpu_usage(g, &u);
     assert_int_equal(u.allocated_bytes, 8 * MIB);
     assert_int_equal(u.available_bytes, 0);
@@ -273,7 +274,7 @@ static void test_measure(void **state)
     struct err e = {0};
     assert_int_equal(gpu_measure(g, &r, &e), ST_OK);
     assert_true(r.memory_bytes_per_s > 1e7 && r.memory_bytes_per_s < 1e14);
-    if (strcmp(f->backend, "cpu") == 0)
+    if (strcmp(f->backend, "cpu") == 0 || r.compute_flops_per_s != 0) /* without glslc Vulkan has no kernel */
         assert_true(r.compute_flops_per_s > 1e7 && r.compute_flops_per_s < 1e16);
     print_message("%s: memory %.3g B/s, compute %.3g flop/s\n", f->backend, r.memory_bytes_per_s,
                   r.compute_flops_per_s);
