@@ -6,6 +6,7 @@
 
 #include "bench/rpc/echo.pb-c.h"
 #include "bench/rpc/peer.h"
+#include "common/base/str.h"
 #include "common/quic/quic.h"
 #include "common/rpc/rpc.h"
 
@@ -229,8 +230,9 @@ static void link_up(struct our_link *o)
     o->l.on_up(&o->l);
 }
 
-static void link_down(struct our_link *o)
+static void link_down(struct our_link *o, const struct quic_close *why)
 {
+    str_copy(o->l.why, sizeof o->l.why, why->reason);
     o->l.on_down(&o->l);
     free(o);
 }
@@ -243,8 +245,8 @@ static void session_up(struct rpc_session *s, void *arg)
 
 static void session_down(struct rpc_session *s, const struct quic_close *why, void *arg)
 {
-    (void)s, (void)why;
-    link_down(arg);
+    (void)s;
+    link_down(arg, why);
 }
 
 static void conn_up(struct quic_conn *c, void *arg)
@@ -255,8 +257,8 @@ static void conn_up(struct quic_conn *c, void *arg)
 
 static void conn_down(struct quic_conn *c, const struct quic_close *why, void *arg)
 {
-    (void)c, (void)why;
-    link_down(arg);
+    (void)c;
+    link_down(arg, why);
 }
 
 static int dial(void *client, int port, const struct link *proto, struct link **out, struct err *e)

@@ -30,6 +30,7 @@ struct link { /* the client's end of a connection */
     void (*on_bulk_end)(struct link *l, bool ok);
     void *arg;
     bool up;
+    char why[160]; /* set before on_down: what ended it, as far as the transport knows */
     uint64_t bulk_got;
 };
 

@@ -9,6 +9,7 @@
 
 #include "bench/bench.h"
 #include "bench/rpc/peer.h"
+#include "common/base/str.h"
 
 enum { OURS, TLS, TCP, PEERS };
 #define ROUNDS_MAX 7
@@ -40,6 +41,7 @@ static void on_tick(evutil_socket_t fd, short what, void *arg)
 struct wait {
     struct link *l;
     bool down, bulk_end;
+    char why[160];
 };
 
 static void wait_up(struct link *l)
@@ -50,6 +52,7 @@ static void wait_up(struct link *l)
 static void wait_down(struct link *l)
 {
     struct wait *w = l->arg;
+    str_copy(w->why, sizeof w->why, l->why);
     w->down = true;
     w->l = NULL;
 }
@@ -73,7 +76,8 @@ static int link_open(struct world *w, int k, int port, struct wait *wt)
         event_base_loop(w->base, EVLOOP_ONCE);
     if (wt->l && wt->l->up)
         return ST_OK;
-    return err_set(w->e, ST_EUNREACH, "no connection to the server of %s", transports[k]->name);
+    return err_set(w->e, ST_EUNREACH, "no connection to the server of %s: %s", transports[k]->name,
+                   wt->down ? wt->why : "no answer in 10 s");
 }
 
 static void link_shut(struct world *w, int k, struct wait *wt)
@@ -96,7 +100,7 @@ struct cslot {
 struct caller {
     struct link *l;
     const struct transport *t;
-    uint64_t end_ns, count;
+    uint64_t start_ns, end_ns, last_ns, count;
     unsigned busy, want;
     bool failed;
     double *us; /* latencies, up to cap of them */
@@ -126,9 +130,10 @@ static void slot_done(struct slot *s, bool ok)
         c->failed = true;
         return;
     }
-    if (now >= c->end_ns)
+    if (now >= c->end_ns && c->count) /* a machine too busy for one call in time still gives one figure */
         return;
     c->count++;
+    c->last_ns = now;
     if (c->n < c->cap)
         c->us[c->n++] = (double)(now - x->since_ns) / 1000.0;
     slot_start(x);
@@ -138,7 +143,9 @@ static int caller_run(struct world *w, struct caller *c, double seconds)
 {
     for (unsigned i = 0; i < c->want; i++)
         c->slot[i] = (struct cslot){.s.done = slot_done, .c = c};
-    c->end_ns = now_ns() + (uint64_t)(seconds * 1e9);
+    c->count = c->n = 0;
+    c->start_ns = now_ns();
+    c->end_ns = c->start_ns + (uint64_t)(seconds * 1e9);
     while (!c->failed && now_ns() < c->end_ns) {
         for (unsigned i = 0; i < c->want && c->busy < c->want; i++)
             if (!c->slot[i].busy)
@@ -167,14 +174,13 @@ static int calls(struct world *w, int k, unsigned outstanding, double *rate, dou
     int rc = caller_init(&c, w, k, outstanding);
     if (rc == ST_OK && (rc = link_open(w, k, PORT_CALLS, &wt)) == ST_OK) {
         c.l = wt.l;
-        if ((rc = caller_run(w, &c, 0.05)) == ST_OK) { /* warm */
-            c.count = c.n = 0;
+        if ((rc = caller_run(w, &c, 0.05)) == ST_OK) /* warm */
             rc = caller_run(w, &c, s);
-        }
         link_shut(w, k, &wt);
     }
     if (rc == ST_OK) {
-        *rate = (double)c.count / s;
+        uint64_t end = c.last_ns > c.end_ns ? c.last_ns : c.end_ns;
+        *rate = (double)c.count * 1e9 / (double)(end - c.start_ns);
         *p50 = bench_median(c.us, c.n);
     }
     free(c.us);
@@ -186,6 +192,7 @@ static int calls(struct world *w, int k, unsigned outstanding, double *rate, dou
 struct dials {
     unsigned live;
     uint64_t ups, fails;
+    char why[160];
     const struct transport *t;
 };
 
@@ -200,7 +207,8 @@ static void dial_down(struct link *l)
 {
     struct dials *d = l->arg;
     d->live--;
-    d->fails += !l->up;
+    if (!l->up && !d->fails++)
+        str_copy(d->why, sizeof d->why, l->why);
 }
 
 static int handshakes(struct world *w, int k, double *wall, double *per_core)
@@ -221,7 +229,7 @@ static int handshakes(struct world *w, int k, double *wall, double *per_core)
     while (d.live)
         event_base_loop(w->base, EVLOOP_ONCE);
     if (rc == ST_OK && (d.fails || cpu <= 0))
-        rc = err_set(w->e, ST_EUNREACH, "handshakes with %s failed", d.t->name);
+        rc = err_set(w->e, ST_EUNREACH, "handshakes with %s failed: %s", d.t->name, d.why);
     *wall = ups / took;
     *per_core = ups / cpu;
     return rc;
@@ -295,10 +303,8 @@ static int calls_beside_bulk(struct world *w, int k, double *p99)
             event_base_loop(w->base, EVLOOP_ONCE);
         if (rc == ST_OK && (p.idle || !l->up || p.t->bulk(l, 128u << 20) < 0))
             rc = err_set(w->e, ST_EUNREACH, "no bulk connection over %s", p.t->name);
-        if (rc == ST_OK && (rc = caller_run(w, &c, 0.2)) == ST_OK) {
-            c.count = c.n = 0;
+        if (rc == ST_OK && (rc = caller_run(w, &c, 0.2)) == ST_OK)
             rc = caller_run(w, &c, w->quick ? 0.8 : 3.0);
-        }
         if (rc == ST_OK && p.idle)
             rc =
                 err_set(w->e, ST_EUNREACH, "the bulk transfer beside the calls over %s broke off", p.t->name);
@@ -323,6 +329,7 @@ static int calls_beside_bulk(struct world *w, int k, double *p99)
 
 struct crowd {
     unsigned up, down;
+    char why[160];
 };
 
 static void crowd_up(struct link *l)
@@ -332,7 +339,9 @@ static void crowd_up(struct link *l)
 
 static void crowd_down(struct link *l)
 {
-    ((struct crowd *)l->arg)->down++;
+    struct crowd *c = l->arg;
+    if (!c->down++)
+        str_copy(c->why, sizeof c->why, l->why);
 }
 
 /* Opens until n are up, a few at a time. */
@@ -348,8 +357,8 @@ static int crowd_grow(struct world *w, int k, void *client, struct crowd *c, str
         event_base_loop(w->base, EVLOOP_ONCE);
     }
     if (rc == ST_OK && (c->down || c->up < n))
-        rc = err_set(w->e, ST_EUNREACH, "%u of %u connections of %s were lost", n - c->up + c->down, n,
-                     transports[k]->name);
+        rc = err_set(w->e, ST_EUNREACH, "%u of %u connections of %s were lost: %s", n - c->up + c->down, n,
+                     transports[k]->name, c->why);
     for (uint64_t end = now_ns() + 300 * NS_PER_MS; rc == ST_OK && now_ns() < end;) /* settle */
         event_base_loop(w->base, EVLOOP_ONCE);
     return rc;

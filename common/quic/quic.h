@@ -185,7 +185,7 @@ int64_t quic_stream_id(const struct quic_stream *s);
 /* The contiguous bytes at the read position, borrowed until the next call on this stream; 0 bytes = none now.
  * *fin = the bytes returned are the last. */
 size_t quic_stream_peek(struct quic_stream *s, const uint8_t **p, bool *fin);
-/* Gives n bytes (≤ peeked) back: flow-control credit returns to the peer only now. */
+/* Gives n bytes (≤ peeked) back: flow-control credit returns to the peer only now. Nothing after a reset. */
 void quic_stream_consume(struct quic_stream *s, size_t n);
 
 /* Copies. All or nothing: ST_EAGAIN when the queue would pass its limit (an empty queue takes any size up to

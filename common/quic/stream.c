@@ -75,12 +75,11 @@ static void give_credit(struct quic_stream *s, size_t n)
     quic_ep_dirty(c);
 }
 
+/* The buffer itself stays until the stream is freed: an upcall further up may still look at bytes it peeked. */
 static void rx_drop(struct quic_stream *s)
 {
     size_t n = s->rx_len;
-    free(s->rx);
-    s->rx = NULL;
-    s->rx_head = s->rx_len = s->rx_cap = 0;
+    s->rx_head = s->rx_len = 0;
     give_credit(s, n);
 }
 
@@ -141,6 +140,8 @@ size_t quic_stream_peek(struct quic_stream *s, const uint8_t **p, bool *fin)
 
 void quic_stream_consume(struct quic_stream *s, size_t n)
 {
+    if (s->reset_local)
+        return; /* dropped with the reset, credit and all */
     assert(n <= s->rx_len);
     s->rx_head += n;
     s->rx_len -= n;
@@ -376,6 +377,7 @@ static void stream_free(struct quic_stream *s)
         TAILQ_REMOVE(&c->ev, s, ev);
     TAILQ_REMOVE(&c->streams, s, all);
     rx_drop(s);
+    free(s->rx);
     if (!s->local && c->state <= QUIC_ST_UP) { /* only now may the peer open another one */
         ngtcp2_conn_extend_max_streams_bidi(c->nc, 1);
         quic_ep_dirty(c);

@@ -20,6 +20,8 @@ struct batch_writer {
     sqlite3_stmt *insert, *seal, *state, *checkpoint, *rate, *name_get, *name_put;
     struct map *names; /* text → number; a cache of the name table, emptied when it grows or a batch fails */
     struct chain chain;
+    struct audit_event *events; /* the batch decoded; its strings lie in the records */
+    size_t events_cap;
     int64_t size; /* id of the last row */
     uint8_t head[CHAIN_HASH];
     uint64_t drained; /* outbox sequence that is in the file */

@@ -103,6 +103,7 @@ void batch_close(struct batch_writer *w)
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
         sqlite3_finalize(all[i]);
     map_free(w->names);
+    free(w->events);
     chain_fini(&w->chain);
     db_close(w->db);
     memset(w, 0, sizeof *w);
@@ -278,12 +279,12 @@ static int write_all(struct batch_writer *w, struct rec *const *recs, size_t n,
 {
     struct rate rates[RATES];
     size_t n_rates = 0;
-    struct audit_event ev;
     int64_t span[2] = {INT64_MAX, INT64_MIN}, last = w->size + (int64_t)n;
     for (size_t i = 0; i < n; i++) {
-        decode(recs[i], &ev);
-        span[0] = ev.time_us < span[0] ? ev.time_us : span[0];
-        span[1] = ev.time_us > span[1] ? ev.time_us : span[1];
+        struct audit_event *ev = &w->events[i];
+        decode(recs[i], ev);
+        span[0] = ev->time_us < span[0] ? ev->time_us : span[0];
+        span[1] = ev->time_us > span[1] ? ev->time_us : span[1];
         if (recs[i]->seq > *drained)
             *drained = recs[i]->seq;
     }
@@ -291,10 +292,9 @@ static int write_all(struct batch_writer *w, struct rec *const *recs, size_t n,
         return err_set(e, ST_EINTERNAL, "audit.db: cannot start a hash");
     int rc = ST_OK;
     for (size_t i = 0; rc == ST_OK && i < n; i++) {
-        decode(recs[i], &ev);
-        rc = write_row(w, w->size + 1 + (int64_t)i, &ev, e);
+        rc = write_row(w, w->size + 1 + (int64_t)i, &w->events[i], e);
         if (rc == ST_OK)
-            rc = count_rate(w, rates, &n_rates, &ev, e);
+            rc = count_rate(w, rates, &n_rates, &w->events[i], e);
     }
     if (rc == ST_OK)
         rc = write_rates(w, rates, &n_rates, e);
@@ -314,6 +314,13 @@ int batch_write(struct batch_writer *w, struct rec *const *recs, size_t n, const
     uint64_t drained = w->drained;
     if (!w->names || map_count(w->names) > NAMES_MAX)
         forget_names(w);
+    if (n > w->events_cap) {
+        struct audit_event *v = realloc(w->events, n * sizeof *v);
+        if (!v)
+            return err_set(e, ST_ENOMEM, "audit.db: out of memory");
+        w->events = v;
+        w->events_cap = n;
+    }
     int rc = db_exec(w->db, "BEGIN IMMEDIATE", e);
     if (rc == ST_OK)
         rc = write_all(w, recs, n, cp, hash, &drained, e);

@@ -9,6 +9,9 @@
 
 #include "coordinator/plan/inst.h"
 
+#define SEED_FROM 10u /* devices from which a first upper bound pays for itself */
+#define SEED_WIDTH 4u
+
 struct mask {
     const struct prob *p;
     size_t D, L, W; /* W = L + 1 */
@@ -20,7 +23,8 @@ struct mask {
     double *hop;   /* e, d, m */
     double *before, *after;
     double *arrive; /* W */
-    double best;
+    double best;    /* or the limit, as long as nothing is found */
+    bool found;
     unsigned best_set;
     size_t best_dev;
 };
@@ -164,8 +168,9 @@ static void extend(struct mask *k, unsigned set, size_t e)
     double total = prob_join(k->p->kind, k->hop[(k->D * (k->D + 1) + e) * k->W], f[0]);
     if (total == INFINITY || total > k->best || !may_end(k, with))
         return;
-    if (total < k->best || __builtin_popcount(with) < __builtin_popcount(k->best_set) ||
+    if (!k->found || total < k->best || __builtin_popcount(with) < __builtin_popcount(k->best_set) ||
         (with == k->best_set && e < k->best_dev)) {
+        k->found = true;
         k->best = total;
         k->best_set = with;
         k->best_dev = e;
@@ -208,6 +213,13 @@ int bitmask_solve(const struct prob *p, struct budget *b, struct solution *s)
 {
     struct mask k = {0};
     int rc = p->in->coupled ? ST_ELIMIT : mask_init(&k, p, b);
+    k.best = s->limit;
+    if (rc == ST_OK && k.best == INFINITY && k.D >= SEED_FROM) {
+        uint32_t *on = malloc(k.L * sizeof *on);
+        rc = on ? search_quick(p, b, SEED_WIDTH, on, &k.best) : ST_ENOMEM;
+        k.best *= 1 + 1e-12; /* another order of additions; the plan itself must not be cut off */
+        free(on);
+    }
     for (unsigned set = 0; rc == ST_OK && set < 1u << k.D; set++) {
         if ((size_t)__builtin_popcount(set) >= p->in->max_stages)
             continue;
@@ -223,10 +235,11 @@ int bitmask_solve(const struct prob *p, struct budget *b, struct solution *s)
                 extend(&k, set, e);
     }
     if (rc == ST_OK) {
-        s->value = s->bound = k.best;
+        s->value = k.found ? k.best : INFINITY;
+        s->bound = k.best;
         s->proven = true;
         s->solver = "bitmask";
-        if (k.best < INFINITY && !trace(&k, s->on))
+        if (k.found && !trace(&k, s->on))
             rc = ST_EINTERNAL;
     }
     mask_fini(&k);

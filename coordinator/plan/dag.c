@@ -250,7 +250,8 @@ static int dag_init(struct dag *g, const struct prob *p, struct budget *b, struc
 {
     size_t D = p->in->D, L = p->in->L;
     *g = (struct dag){.p = p, .b = b, .D = D, .L = L, .best_on = s->on, .best = INFINITY, .proof = true};
-    g->work_left = b->work_limit;
+    g->work_left = b->work_left / 2;
+    b->work_left -= g->work_left;
     g->least = calloc(D * L, sizeof *g->least);
     g->rest_s = calloc(L + 1, sizeof *g->rest_s);
     g->rest_most = calloc(L + 1, sizeof *g->rest_most);
@@ -282,6 +283,7 @@ int dag_solve(const struct prob *p, struct budget *b, struct solution *s)
         rc = descend(&g, 0);
     if (rc == ST_OK && b->stop == ST_ECANCELED)
         rc = ST_ECANCELED;
+    b->work_left += g.work_left;
     root *= 1 - 1e-12; /* the bound is a sum in another order than the plan's */
     if (g.best <= root)
         g.proof = true;

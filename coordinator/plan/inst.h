@@ -101,7 +101,7 @@ struct budget {
     const struct clock *clock;
     uint64_t deadline_ns; /* 0 = none */
     const atomic_bool *cancel;
-    uint64_t states, work_limit;
+    uint64_t states, work_left; /* work: a pool of the searches, each may take half of what is left */
     size_t memory_limit, table_bytes;
     int stop; /* ST_OK, ST_ECANCELED, ST_EDEADLINE, ST_ELIMIT (work) */
 };
@@ -144,6 +144,7 @@ static inline double prob_hop(const struct prob *p, size_t i, size_t j, double b
 double inst_cut_bytes(const struct inst *in, size_t l);
 
 struct solution {
+    double limit;        /* in: only solutions up to it are wanted, others may be missed; INFINITY = all */
     double value, bound; /* bound ≤ the optimum; value INFINITY = nothing found */
     bool proven;         /* value is the optimum, or there is none */
     uint32_t *on;        /* L entries, the caller's */
@@ -151,6 +152,9 @@ struct solution {
 };
 /* Exact for chains that are not coupled, up to INST_EXACT_DEVICES devices. ST_ELIMIT = too large for it. */
 int bitmask_solve(const struct prob *p, struct budget *b, struct solution *s) ST_CHECK;
+/* A quick beam for a first upper bound; on = L entries. INFINITY = found nothing, which proves nothing. */
+int search_quick(const struct prob *p, struct budget *b, unsigned width, uint32_t *on,
+                 double *value) ST_CHECK;
 /* Any chain: beam search, exact subsets, branch and bound. */
 int search_solve(const struct prob *p, struct budget *b, struct solution *s) ST_CHECK;
 /* Any DAG: branch and bound over assignments. */
@@ -164,6 +168,9 @@ int prob_solve(const struct prob *p, struct budget *b, struct solution *s) ST_CH
  * stage on e ending at m. Both D·(L+1) entries. Returns the least total.
  */
 double relax_run(const struct prob *p, double *before, double *after);
+/* Another bound, for PROB_BOTTLENECK and PROB_RATIO: the least value at which the longest runs of all devices
+ * together are as long as the chain. 0 for other objectives. */
+double cover_bound(const struct prob *p);
 
 /* plan.c and shortfall.c */
 char *plan_text(const char *fmt, ...) __attribute__((format(printf, 1, 2)));

@@ -9,7 +9,7 @@
 
 #define DEFAULT_WORK 2000000u
 #define DEFAULT_MEMORY ((size_t)512 << 20)
-#define BISECTIONS 10
+#define BISECTIONS 8
 #define DESCENTS 400
 #define ROUNDING 1e-12 /* relative; values closer than this are the same */
 
@@ -74,7 +74,7 @@ static double pick(const struct figs *f, enum prob_kind k)
 static int single(struct run *r, enum prob_kind kind)
 {
     struct prob p = {r->in, kind, INFINITY, INFINITY};
-    struct solution s = {.on = r->on};
+    struct solution s = {.limit = INFINITY, .on = r->on};
     struct figs f;
     int rc = prob_solve(&p, &r->b, &s);
     r->solver = s.solver;
@@ -91,6 +91,7 @@ static int single(struct run *r, enum prob_kind kind)
     p = (struct prob){r->in, PROB_LATENCY, kind == PROB_BOTTLENECK ? r->objective : INFINITY,
                       kind == PROB_RATIO ? r->objective : INFINITY};
     s.on = r->spare;
+    s.limit = f.latency;
     if ((rc = prob_solve(&p, &r->b, &s)) < 0)
         return rc;
     if (s.value < INFINITY) {
@@ -133,7 +134,7 @@ static int probe(struct balance *q, double at, bool strict)
     double b = r->optima.bottleneck > 0 ? at * r->optima.bottleneck : INFINITY;
     double u = r->optima.ratio > 0 ? at * r->optima.ratio : INFINITY;
     struct prob p = {r->in, PROB_LATENCY, b, u};
-    struct solution s = {.on = r->spare};
+    struct solution s = {.limit = r->optima.latency > 0 ? at * r->optima.latency : INFINITY, .on = r->spare};
     struct figs f;
     int rc = prob_solve(&p, &r->b, &s);
     if (rc < 0)
@@ -159,7 +160,9 @@ static int balance_search(struct balance *q)
     int rc = ST_OK;
     for (int i = 0; rc == ST_OK && i < BISECTIONS && q->hi - q->lo > 1e-3 && !q->r->b.stop; i++)
         rc = probe(q, (q->lo + q->hi) / 2, false);
-    for (int i = 0; rc == ST_OK && i < DESCENTS && q->lo < q->hi * (1 - 2 * ROUNDING) && !q->r->b.stop; i++)
+    /* once a search was cut short there is nothing left to prove, and the halving has come close */
+    for (int i = 0;
+         rc == ST_OK && q->proven && i < DESCENTS && q->lo < q->hi * (1 - 2 * ROUNDING) && !q->r->b.stop; i++)
         rc = probe(q, q->hi, true);
     return rc;
 }
@@ -281,7 +284,7 @@ int plan_solve(const struct cluster *c, const struct model *m, const struct requ
     if (!(o->time_limit_s >= 0) || o->time_limit_s > 1e9 || (unsigned)o->goal > PLAN_BALANCED)
         return err_set(e, ST_EINVAL, "the goal or the time limit is out of range");
     r.b.memory_limit = o->memory_limit ? o->memory_limit : DEFAULT_MEMORY;
-    r.b.work_limit = o->work_limit ? o->work_limit : DEFAULT_WORK;
+    r.b.work_left = o->work_limit ? o->work_limit : DEFAULT_WORK;
     r.b.cancel = o->cancel;
     r.b.clock = o->clock;
     uint64_t t0 = o->clock ? clock_ns(o->clock) : 0;

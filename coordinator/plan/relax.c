@@ -92,6 +92,45 @@ double relax_run(const struct prob *p, double *before, double *after)
     return best;
 }
 
+/* Can all devices together hold L layers when none may pass v? Runs are as long as any start allows. */
+static bool covers(const struct prob *p, double v)
+{
+    size_t sum = 0, L = p->in->L;
+    for (size_t d = 0; d < p->in->D && sum < L; d++) {
+        size_t most = 0;
+        for (size_t a = 0; a + most < L; a++)
+            for (size_t b = a + most + 1; b <= L; b++)
+                if (prob_stage(p, d, a, b) <= v)
+                    most = b - a;
+        sum += most;
+    }
+    return sum >= L;
+}
+
+double cover_bound(const struct prob *p)
+{
+    double lo = 0, hi = 0;
+    if (p->kind != PROB_BOTTLENECK && p->kind != PROB_RATIO)
+        return 0;
+    for (size_t d = 0; d < p->in->D; d++)
+        for (size_t i = 0; i < p->in->L * (p->in->L + 1); i++) {
+            double x = p->in->run[d * p->in->L * (p->in->L + 1) + i];
+            hi = x < INFINITY && x > hi ? x : hi;
+        }
+    if (p->kind == PROB_RATIO)
+        hi = 1;
+    if (!covers(p, hi))
+        return INFINITY; /* the devices together are too small */
+    for (int i = 0; i < 40 && lo < hi; i++) {
+        double mid = lo + (hi - lo) / 2;
+        if (covers(p, mid))
+            hi = mid;
+        else
+            lo = mid;
+    }
+    return lo;
+}
+
 int prob_solve(const struct prob *p, struct budget *b, struct solution *s)
 {
     s->value = INFINITY;

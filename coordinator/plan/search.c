@@ -10,6 +10,8 @@
 #include "coordinator/plan/inst.h"
 
 #define BEAM_WIDTH 48u
+#define SQUEEZE_WIDTH 24u
+#define SQUEEZES 12
 #define BEAM_CHILDREN 96u /* of one state */
 #define SUBSET_DEVICES 11u
 #define ALL_CHILDREN_UP_TO 64u /* devices; beyond it branch and bound could not finish anyway */
@@ -36,6 +38,7 @@ struct search {
     size_t *level_cap;
     double best;
     uint32_t *best_on;
+    size_t width;
     bool proof; /* nothing was cut off */
     uint64_t work_left;
     struct state at;
@@ -188,10 +191,10 @@ struct beam {
 
 static int beam_add(const struct search *q, struct beam *at, const struct state *s)
 {
-    if (!at->s && !(at->s = calloc(BEAM_WIDTH, sizeof *at->s)))
+    if (!at->s && !(at->s = calloc(q->width, sizeof *at->s)))
         return ST_ENOMEM;
     size_t worst = at->n;
-    if (at->n == BEAM_WIDTH) {
+    if (at->n == q->width) {
         worst = 0;
         for (size_t i = 1; i < at->n; i++)
             if (at->s[i].bound > at->s[worst].bound)
@@ -219,7 +222,7 @@ static int beam_expand(struct search *q, struct beam *beams, const struct state 
     for (size_t i = 0; i < n && i < BEAM_CHILDREN && rc == ST_OK; i++) {
         const struct child *c = &(*v)[i];
         struct beam *to = &beams[c->m];
-        if (to->n == BEAM_WIDTH && c->m < q->L) { /* worth a copy only if it would stay */
+        if (to->n == q->width && c->m < q->L) { /* worth a copy only if it would stay */
             double worst = 0;
             for (size_t k = 0; k < to->n; k++)
                 worst = to->s[k].bound > worst ? to->s[k].bound : worst;
@@ -288,7 +291,7 @@ static int subset_run(struct search *q)
     if (rc < 0)
         goto done;
     struct prob p = *q->p;
-    struct solution s = {.on = on};
+    struct solution s = {.limit = q->best, .on = on};
     p.in = sub;
     rc = sub->D ? bitmask_solve(&p, q->b, &s) : ST_ELIMIT;
     if (rc == ST_OK && s.value < q->best) {
@@ -314,6 +317,7 @@ static int branch(struct search *q, struct state *s)
     }
     q->work_left--;
     int rc = children(q, s, 0, &q->level[depth], &n, &q->level_cap[depth]);
+    q->work_left -= n < q->work_left ? n : q->work_left; /* a state costs what it branches into */
     if (n)
         qsort(q->level[depth], n, sizeof **q->level, by_bound);
     for (size_t i = 0; rc == ST_OK && i < n; i++) {
@@ -342,7 +346,7 @@ static int search_init(struct search *q, const struct prob *p, struct budget *b,
     q->words = (q->D + 63) / 64;
     q->best_on = s->on;
     q->proof = true;
-    q->work_left = b->work_limit;
+    q->width = BEAM_WIDTH;
     q->before = malloc(q->D * q->W * sizeof *q->before);
     q->after = malloc(q->D * q->W * sizeof *q->after);
     q->lean = calloc(q->W, sizeof *q->lean);
@@ -355,30 +359,87 @@ static int search_init(struct search *q, const struct prob *p, struct budget *b,
     return state_init(q, &q->at);
 }
 
+static void search_fini(struct search *q)
+{
+    for (size_t i = 0; q->level && i < q->W; i++)
+        free(q->level[i]);
+    free(q->level);
+    free(q->level_cap);
+    free(q->before);
+    free(q->after);
+    free(q->lean);
+    state_fini(&q->at);
+}
+
+int search_quick(const struct prob *p, struct budget *b, unsigned width, uint32_t *on, double *value)
+{
+    struct search q;
+    struct solution s = {.on = on};
+    int rc = search_init(&q, p, b, &s);
+    q.width = width;
+    if (rc == ST_OK && relax_run(p, q.before, q.after) < INFINITY)
+        rc = beam_run(&q);
+    *value = q.best;
+    search_fini(&q);
+    return rc;
+}
+
+/*
+ * A beam is blind among plans of one largest value. So for such an objective: halve the way to the bound
+ * again and again, asking for the fastest plan that stays below.
+ */
+static int squeeze(struct search *q, double lo)
+{
+    const struct prob *p = q->p;
+    uint32_t *on = calloc(q->L, sizeof *on);
+    int rc = on ? ST_OK : ST_ENOMEM;
+    for (int i = 0; i < SQUEEZES && rc == ST_OK && q->b->stop == ST_OK && q->best > lo * 1.0005; i++) {
+        double at = q->best == INFINITY ? INFINITY : lo + (q->best - lo) / 2, v;
+        struct prob by_time = {p->in, PROB_LATENCY,
+                               fmin(p->cap_bottleneck, p->kind == PROB_BOTTLENECK ? at : INFINITY),
+                               fmin(p->cap_ratio, p->kind == PROB_RATIO ? at : INFINITY)};
+        struct eval ev;
+        rc = search_quick(&by_time, q->b, SQUEEZE_WIDTH, on, &v);
+        if (rc == ST_OK && v == INFINITY) {
+            if (at == INFINITY)
+                break;
+            lo = at; /* as far as the beam can see */
+            continue;
+        }
+        if (rc < 0 || (rc = eval_run(p->in, on, &ev)) < 0)
+            break;
+        v = p->kind == PROB_BOTTLENECK ? ev.bottleneck : ev.ratio;
+        eval_fini(&ev);
+        if (v >= q->best)
+            break;
+        q->best = v;
+        memcpy(q->best_on, on, q->L * sizeof *on);
+    }
+    free(on);
+    return rc;
+}
+
 int search_solve(const struct prob *p, struct budget *b, struct solution *s)
 {
     struct search q;
     int rc = search_init(&q, p, b, s);
     double least = INFINITY;
     if (rc == ST_OK)
-        least = relax_run(p, q.before, q.after);
+        least = fmax(relax_run(p, q.before, q.after), cover_bound(p));
     if (rc == ST_OK && least < INFINITY) {
         rc = beam_run(&q);
+        if (rc == ST_OK && (p->kind == PROB_BOTTLENECK || p->kind == PROB_RATIO))
+            rc = squeeze(&q, least);
         if (rc == ST_OK && !p->in->coupled && q.best > least && b->stop == ST_OK)
             rc = subset_run(&q);
+        q.work_left = b->work_left / 2;
+        b->work_left -= q.work_left;
         if (rc == ST_OK && q.best > least && q.D <= ALL_CHILDREN_UP_TO)
             rc = branch(&q, &q.at);
         else if (q.best > least)
             q.proof = false;
+        b->work_left += q.work_left;
     }
-    for (size_t i = 0; q.level && i < q.W; i++)
-        free(q.level[i]);
-    free(q.level);
-    free(q.level_cap);
-    free(q.before);
-    free(q.after);
-    free(q.lean);
-    state_fini(&q.at);
     if (rc == ST_OK && b->stop == ST_ECANCELED)
         rc = ST_ECANCELED;
     if (q.best <= least * (1 + 1e-13)) /* at the bound, up to the order of additions */
@@ -387,5 +448,6 @@ int search_solve(const struct prob *p, struct budget *b, struct solution *s)
     s->proven = q.proof;
     s->bound = q.proof ? q.best : least < q.best ? least : q.best;
     s->solver = "search";
+    search_fini(&q);
     return rc;
 }

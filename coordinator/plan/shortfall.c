@@ -8,6 +8,8 @@
 #include "common/base/str.h"
 #include "coordinator/plan/inst.h"
 
+#define SHORTFALL_WORK 1000000u
+
 struct answer {
     double excess; /* INFINITY = none */
     bool proven;
@@ -29,9 +31,10 @@ static int ask(const struct inst *of, struct budget *b, unsigned rules, struct a
     if (rc < 0)
         return rc;
     struct prob p = {a->in, PROB_EXCESS, INFINITY, INFINITY};
-    struct solution s = {.on = a->on = calloc(of->L, sizeof *a->on)};
+    struct solution s = {.limit = INFINITY, .on = a->on = calloc(of->L, sizeof *a->on)};
     b->stop = ST_OK; /* a limit that was met before must not silence the reason */
     b->deadline_ns = 0;
+    b->work_left = SHORTFALL_WORK;
     rc = a->on ? prob_solve(&p, b, &s) : ST_ENOMEM;
     if (rc == ST_OK) {
         a->excess = s.value;

@@ -119,7 +119,7 @@ static void killed_before_anything_is_drained(void **state)
 
 static void killed_while_draining(void **state)
 {
-    lives(*state, 40, NS_PER_MS);
+    lives(*state, 100, NS_PER_MS);
 }
 
 int main(void)

@@ -6,6 +6,8 @@
 #include <cmocka.h>
 #include <fcntl.h>
 #include <math.h>
+#include <signal.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -170,6 +172,28 @@ static void test_refusals(void **state)
     assert_int_equal(synth_type_parse("q9", &t), ST_EINVAL);
 }
 
+/* A disk that fills up half way, played by a limit on file sizes. */
+static void test_full_disk(void **state)
+{
+    (void)state;
+    struct synth_options o = {.layers = 2, .embedding = 512, .ff = 2048, .type = SYNTH_F32};
+    struct rlimit was, now;
+    struct err e = {0};
+    char path[128];
+    at(path, "full.gguf");
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &was), 0);
+    now = was;
+    now.rlim_cur = 5u << 20;
+    signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &now), 0);
+    int rc = synth_write(path, &o, NULL, NULL, &e);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &was), 0);
+    signal(SIGXFSZ, SIG_DFL);
+    assert_true(rc < 0);
+    assert_non_null(strstr(e.text, "free some space"));
+    assert_false(fs_exists(path)); /* and teardown finds the directory empty: no temporary file either */
+}
+
 static void test_split_and_prefill(void **state)
 {
     (void)state;
@@ -282,7 +306,7 @@ int main(void)
         cmocka_unit_test(test_each_type),         cmocka_unit_test(test_seed),
         cmocka_unit_test(test_target_sizes),      cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_experts),           cmocka_unit_test(test_not_a_model),
-        cmocka_unit_test(test_split_and_prefill),
+        cmocka_unit_test(test_split_and_prefill), cmocka_unit_test(test_full_disk),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -1,0 +1,202 @@
+/* audit tail, query, verify. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/clock.h"
+#include "common/base/str.h"
+#include "coordinator/audit/audit.h"
+#include "coordinator/ctl/ctl.h"
+#include "strata/v1/audit.pb-c.h"
+
+static json_t *row_json(const Strata__V1__AuditRow *r)
+{
+    char when[28];
+    clock_rfc3339(r->time_us, when);
+    json_t *meta = *r->meta ? json_loads(r->meta, 0, NULL) : NULL;
+    return json_pack("{s:I,s:s,s:I,s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:o}", "id", (json_int_t)r->id,
+                     "time", when, "time_us", (json_int_t)r->time_us, "type", r->type, "severity",
+                     r->severity, "result", r->result, "principal", r->principal, "device", r->device, "node",
+                     r->node, "session", r->session, "job", r->job, "operation", r->operation, "error",
+                     r->error, "meta", meta ? meta : json_null());
+}
+
+static void print_row(const struct ctl *c, const Strata__V1__AuditRow *r)
+{
+    char when[28];
+    clock_rfc3339(r->time_us, when);
+    bool bad = strcmp(r->result, "success") != 0;
+    printf("%.23sZ %s%-28s%s %-8s %-16s %s%s%s%s%s\n", when, c->color && bad ? "\033[31m" : "", r->type,
+           c->color && bad ? "\033[0m" : "", r->result, *r->principal ? r->principal : "-",
+           *r->job ? r->job : "", *r->device ? " " : "", *r->device ? r->device : (*r->node ? r->node : ""),
+           *r->meta ? " " : "", r->meta);
+}
+
+struct words {
+    const char *since, *until, *principal, *type, *node, *device, *job, *severity, *result, *limit;
+    bool oldest, follow;
+};
+
+static int moment(const char *word, const char *name, int64_t *out)
+{
+    uint64_t ns;
+    if (!word)
+        return 0;
+    if (parse_duration_ns(word, &ns) < 0)
+        return ctl_usage("--%s: '%s' is no duration back from now, such as 15m, 2h or 7d", name, word);
+    *out = clock_wall_us(clock_system()) - (int64_t)(ns / 1000);
+    return 0;
+}
+
+static int parse(int argc, char **argv, struct words *w, Strata__V1__AuditQuery *q)
+{
+    const struct ctl_opt opts[] = {
+        {.name = "since", .value = &w->since},
+        {.name = "until", .value = &w->until},
+        {.name = "principal", .value = &w->principal},
+        {.name = "type", .value = &w->type},
+        {.name = "node", .value = &w->node},
+        {.name = "device", .value = &w->device},
+        {.name = "job", .value = &w->job},
+        {.name = "severity", .value = &w->severity},
+        {.name = "result", .value = &w->result},
+        {.name = "limit", .value = &w->limit},
+        {.name = "oldest-first", .flag = &w->oldest},
+        {.name = "follow", .flag = &w->follow},
+    };
+    for (int i = 0; i < argc; i++)
+        if (!strcmp(argv[i], "-f"))
+            argv[i] = (char *)"--follow";
+    int n = ctl_parse(argc, argv, opts, sizeof opts / sizeof *opts);
+    uint64_t limit = 0;
+    if (n < 0)
+        return 2;
+    if (n > 0)
+        return ctl_usage("'%s' is not an option of audit", argv[0]);
+    if (moment(w->since, "since", &q->since_us) || moment(w->until, "until", &q->until_us) ||
+        ctl_number(w->limit, "limit", 1000000, &limit))
+        return 2;
+    q->limit = (uint32_t)limit;
+    q->principal = (char *)(w->principal ? w->principal : "");
+    q->type = (char *)(w->type ? w->type : "");
+    q->node = (char *)(w->node ? w->node : "");
+    q->device = (char *)(w->device ? w->device : "");
+    q->job = (char *)(w->job ? w->job : "");
+    q->severity = (char *)(w->severity ? w->severity : "");
+    q->result = (char *)(w->result ? w->result : "");
+    q->oldest_first = w->oldest;
+    return 0;
+}
+
+/* JSON lines: one object a row, so that a million rows need no memory. */
+static void emit(const struct ctl *c, const Strata__V1__AuditRow *r)
+{
+    if (c->json)
+        ctl_print_json("strata.audit.v1", row_json(r));
+    else
+        print_row(c, r);
+}
+
+int ctl_audit_query(struct ctl *c, int argc, char **argv)
+{
+    struct words w = {0};
+    Strata__V1__AuditQuery q = STRATA__V1__AUDIT_QUERY__INIT;
+    int x = parse(argc, argv, &w, &q);
+    if (x || (x = ctl_connect(c)))
+        return x;
+    uint64_t left = q.limit ? q.limit : 100;
+    while (left) {
+        struct strata_error e;
+        ProtobufCMessage *m;
+        q.limit = (uint32_t)(left < 1000 ? left : 1000);
+        if (strata_client_call(c->client, &strata__v1__audit__descriptor, "Query", &q.base, c->timeout_ns,
+                               NULL, &m, &e) < 0)
+            return ctl_client_fail(c, &e);
+        const Strata__V1__AuditPage *p = (const Strata__V1__AuditPage *)m;
+        for (size_t i = 0; i < p->n_rows; i++)
+            emit(c, p->rows[i]);
+        left -= p->n_rows < left ? p->n_rows : left;
+        uint64_t next = p->n_rows ? p->next_before_id : 0;
+        protobuf_c_message_free_unpacked(m, NULL);
+        if (!next)
+            break;
+        if (q.oldest_first)
+            q.after_id = next;
+        else
+            q.before_id = next;
+    }
+    return 0;
+}
+
+struct tail {
+    const struct ctl *c;
+    uint64_t left;
+    bool follow;
+};
+
+static int on_row(const ProtobufCMessage *m, void *arg)
+{
+    struct tail *t = arg;
+    emit(t->c, (const Strata__V1__AuditRow *)m);
+    fflush(stdout);
+    return 0;
+}
+
+static int print_page(struct ctl *c, const Strata__V1__AuditPage *p)
+{
+    for (size_t i = p->n_rows; i-- > 0;)
+        emit(c, p->rows[i]);
+    return 0;
+}
+
+int ctl_audit_tail(struct ctl *c, int argc, char **argv)
+{
+    struct words w = {0};
+    Strata__V1__AuditQuery q = STRATA__V1__AUDIT_QUERY__INIT;
+    struct strata_error e;
+    int x = parse(argc, argv, &w, &q);
+    if (x || (x = ctl_connect(c)))
+        return x;
+    if (!q.limit)
+        q.limit = 20;
+    if (w.follow) {
+        struct tail t = {.c = c, .follow = true};
+        return strata_client_stream(c->client, &strata__v1__audit__descriptor, "Tail", &q.base, UINT64_MAX,
+                                    on_row, &t, &e) < 0
+                   ? ctl_client_fail(c, &e)
+                   : 0;
+    }
+    ProtobufCMessage *m;
+    q.oldest_first = false;
+    if (strata_client_call(c->client, &strata__v1__audit__descriptor, "Query", &q.base, c->timeout_ns, NULL,
+                           &m, &e) < 0)
+        return ctl_client_fail(c, &e);
+    x = print_page(c, (const Strata__V1__AuditPage *)m);
+    protobuf_c_message_free_unpacked(m, NULL);
+    return x;
+}
+
+int ctl_audit_verify(struct ctl *c, int argc, char **argv)
+{
+    const char *file = NULL;
+    const struct ctl_opt opts[] = {{.name = "file", .value = &file}};
+    if (ctl_parse(argc, argv, opts, 1) != 0 || !file)
+        return ctl_usage("audit verify needs the file: strata audit verify --file audit.db");
+    struct audit_verdict v = {0};
+    struct err e = {0};
+    int rc = audit_verify(file, NULL, &v, &e);
+    if (rc < 0 && rc != ST_ECORRUPT)
+        return ctl_fail(c, &e);
+    char hex[65];
+    hex_encode(hex, v.head, 32);
+    if (c->json)
+        ctl_print_json("strata.audit.verify.v1",
+                       json_pack("{s:b,s:I,s:I,s:s,s:s,s:I,s:I}", "whole", !v.broken, "batches",
+                                 (json_int_t)v.batches, "rows", (json_int_t)v.rows, "head", hex, "why", v.why,
+                                 "bad_first", (json_int_t)v.bad_first, "bad_last", (json_int_t)v.bad_last));
+    else if (v.broken)
+        printf("chain BROKEN at rows %lld-%lld: %s\n", (long long)v.bad_first, (long long)v.bad_last, v.why);
+    else
+        printf("chain ok: %llu rows in %llu batches, head %.12s…\n", (unsigned long long)v.rows,
+               (unsigned long long)v.batches, hex);
+    return v.broken ? 13 : 0;
+}
