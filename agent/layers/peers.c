@@ -99,7 +99,7 @@ static size_t on_bulk(struct rpc_call *call, const uint8_t *p, size_t n, void *a
 {
     struct fetch *f = arg;
     if (!f->ops)
-        return n; /* cancelled: swallow what is still on its way */
+        return n;               /* cancelled: swallow what is still on its way */
     if (n > f->want - f->got) { /* more than was asked for: nothing of it can be right */
         rpc_cancel(call);
         return 0;

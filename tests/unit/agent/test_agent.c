@@ -163,6 +163,40 @@ static void test_file_changes_meanwhile(void **st)
     expect(&r, 0, NULL);
 }
 
+/* A byte that was already on the device changes before the layer is complete: the load itself finds it. */
+static void test_device_corrupts_load(void **st)
+{
+    struct world *w = *st;
+    Strata__V1__LoadRequest rq;
+    struct worker_slot s;
+    struct result r;
+    struct err e;
+    bool done = false;
+    uint8_t byte;
+    world_load_request(w, "keep", world_small(w), &rq);
+    r = world_load(w, 0, &rq);
+    expect(&r, 0, NULL);
+    struct tenant *t = agent_layers(w->node[0].agent)->head->tenant;
+    WAIT(w, tenant_slot(t, &s));
+    world_load_request(w, "j9", world_big(w), &rq);
+    int fd = open(w->model, O_RDONLY | O_CLOEXEC);
+    assert_int_equal(pread(fd, &byte, 1, (off_t)rq.pieces[0]->offset), 1);
+    close(fd);
+    s.data[0] = byte ^ 0x80;
+    world_call(w, 0, "Load", RPC_SERVER_STREAM, &rq.base, &r);
+    WAIT(w, r.progress || r.done);
+    assert_false(r.done);
+    struct layer *l = agent_layers(w->node[0].agent)->head;
+    assert_string_equal(l->job, "j9");
+    assert_int_equal(tenant_write(l->tenant, l->buffer, 0, &s, 1, nothing, &done, &e), ST_OK);
+    WAIT(w, r.done && done);
+    expect(&r, 15, "CHECKSUM_MISMATCH");
+    assert_int_equal(layers_device_bytes(agent_layers(w->node[0].agent), "cpu:0"),
+                     w->model_info->layers[world_small(w)]->bytes);
+    r = world_release(w, 0, "keep", "");
+    expect(&r, 0, NULL);
+}
+
 static void test_release_cancels_load(void **st)
 {
     struct world *w = *st;
@@ -377,11 +411,17 @@ static void test_backoff(void **st)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_load_verify_release),    cmocka_unit_test(test_verify_finds_flip),
-        cmocka_unit_test(test_file_changes_meanwhile), cmocka_unit_test(test_release_cancels_load),
-        cmocka_unit_test(test_refused_requests),       cmocka_unit_test(test_fetch),
-        cmocka_unit_test(test_fetch_refused),          cmocka_unit_test(test_worker_dies),
-        cmocka_unit_test(test_reconnects_and_drops),   cmocka_unit_test(test_backoff),
+        cmocka_unit_test(test_load_verify_release),
+        cmocka_unit_test(test_verify_finds_flip),
+        cmocka_unit_test(test_file_changes_meanwhile),
+        cmocka_unit_test(test_release_cancels_load),
+        cmocka_unit_test(test_device_corrupts_load),
+        cmocka_unit_test(test_refused_requests),
+        cmocka_unit_test(test_fetch),
+        cmocka_unit_test(test_fetch_refused),
+        cmocka_unit_test(test_worker_dies),
+        cmocka_unit_test(test_reconnects_and_drops),
+        cmocka_unit_test(test_backoff),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
