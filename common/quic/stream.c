@@ -75,7 +75,8 @@ static void give_credit(struct quic_stream *s, size_t n)
     quic_ep_dirty(c);
 }
 
-/* The buffer itself stays until the stream is freed: an upcall further up may still look at bytes it peeked. */
+/* The buffer itself stays until the stream is freed: an upcall further up may still look at bytes it peeked.
+ */
 static void rx_drop(struct quic_stream *s)
 {
     size_t n = s->rx_len;
