@@ -36,9 +36,10 @@ install_packages() {
 # The address of the Debian archive this machine is set up with.
 archive_uri() {
   {
-    sed -n 's/^URIs:[[:space:]]*\([^[:space:]]*\).*/\1/p' /etc/apt/sources.list.d/*.sources 2>/dev/null
+    # A machine has only some of these files.
+    sed -n 's/^URIs:[[:space:]]*\([^[:space:]]*\).*/\1/p' /etc/apt/sources.list.d/*.sources 2>/dev/null || true
     sed -n 's/^deb[[:space:]]\+\(\[[^]]*\][[:space:]]*\)\?\([^[:space:]]*\).*/\2/p' /etc/apt/sources.list \
-      /etc/apt/sources.list.d/*.list 2>/dev/null
+      /etc/apt/sources.list.d/*.list 2>/dev/null || true
   } | grep -E '/debian/?$' | head -n 1
 }
 
