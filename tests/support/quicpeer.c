@@ -118,7 +118,9 @@ static void echo_closed(struct quic_stream *s, void *arg)
 
 static void echo_reset(struct quic_stream *s, uint64_t code, void *arg)
 {
-    (void)arg;
+    struct peer *p = arg;
+    p->resets++;
+    p->reset_code = code;
     quic_stream_reset(s, code);
 }
 

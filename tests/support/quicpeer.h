@@ -22,7 +22,8 @@ struct tls_ctx *pki_ctx_trusting(struct pki *p, enum tls_kind kind, const char *
 /* One side's application: counts what it is told. */
 struct peer {
     struct quic_conn *conn; /* the last one that came up or was dialled; NULL after on_closed */
-    unsigned ups, closes, streams, streams_closed, dgrams;
+    unsigned ups, closes, streams, streams_closed, resets, dgrams;
+    uint64_t reset_code;
     struct quic_close why;
     uint8_t dgram[1200];
     size_t dgram_len;

@@ -400,6 +400,56 @@ static void test_unread_fin(void **state)
     net_stop(&n);
 }
 
+/* The caller sent all and then gives up: the callee hears of it once, though nothing of it was read. */
+static void test_stop_sending(void **state)
+{
+    struct net n;
+    struct xfer x = {0};
+    (void)state;
+    net_prepare(&n, &calm);
+    n.s.app.hold = true;
+    net_start(&n);
+    up(&n);
+    assert_int_equal(xfer_start(&x, n.c.app.conn, 1000), ST_OK);
+    sim_run(n.sim, SEC, NULL, NULL);
+    assert_int_equal(n.s.app.resets, 0);
+    quic_stream_reset(x.s, 0x101);
+    sim_run(n.sim, SEC, NULL, NULL);
+    assert_true(x.closed);
+    assert_int_equal(n.s.app.resets, 1);
+    assert_int_equal(n.s.app.reset_code, 0x101);
+    assert_int_equal(n.s.app.streams_closed, 1);
+    net_stop(&n);
+}
+
+/* Bytes peeked before a reset may still be given back after it: their credit is not given twice. */
+static void test_consume_after_reset(void **state)
+{
+    struct net n;
+    struct xfer x = {0}, y = {0};
+    const uint8_t *b;
+    bool fin;
+    (void)state;
+    net_prepare(&n, &calm);
+    n.s.app.hold = true;
+    net_start(&n);
+    up(&n);
+    assert_int_equal(xfer_start(&x, n.c.app.conn, 1 << 20), ST_OK);
+    sim_run(n.sim, SEC, NULL, NULL);
+    struct quic_stream *s = n.s.app.last;
+    size_t got = quic_stream_peek(s, &b, &fin);
+    assert_int_equal(got, n.s.cfg.limits.stream_window);
+    quic_stream_reset(s, 3);
+    quic_stream_consume(s, got);
+    assert_int_equal(quic_stream_peek(s, &b, &fin), 0);
+    assert_true(sim_run(n.sim, SEC, xfer_closed, &x));
+    n.s.app.hold = false;
+    assert_int_equal(xfer_start(&y, n.c.app.conn, 2 << 20), ST_OK);
+    assert_true(sim_run(n.sim, 60 * SEC, xfer_closed, &y));
+    assert_true(xfer_ok(&y));
+    net_stop(&n);
+}
+
 static void test_stream_limit(void **state)
 {
     struct net n;
@@ -705,6 +755,8 @@ int main(void)
         cmocka_unit_test(test_ignored_stream),
         cmocka_unit_test(test_backpressure),
         cmocka_unit_test(test_unread_fin),
+        cmocka_unit_test(test_stop_sending),
+        cmocka_unit_test(test_consume_after_reset),
         cmocka_unit_test(test_stream_limit),
         cmocka_unit_test(test_stateless_reset),
         cmocka_unit_test(test_forged_reset),
