@@ -201,12 +201,16 @@ static void on_load(void *arg, const struct jobs_load_event *ev)
 static void on_layer_released(void *arg, int rc, const struct err *e)
 {
     struct call *c = arg;
-    (void)e;
-    c->j->calls--;
-    if (rc == ST_OK || rc == ST_ENOENT)
-        c->l->release_first = false;
     struct job *j = c->j;
+    struct job_layer *l = c->l;
     free(c);
+    j->calls--;
+    if (rc < 0 && rc != ST_ENOENT) {
+        layer_failed(j, l, e);
+    } else {
+        l->release_first = false;
+        l->state = LAYER_LOST; /* gone from the device: now it can be loaded */
+    }
     job_pump(j);
 }
 

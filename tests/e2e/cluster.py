@@ -89,7 +89,9 @@ def children(pid):
 
 
 def flip_in_workers(agent_pid, needle):
-    """Finds the needle in the memory of the agent's workers, as a broken device might, and flips one bit of it."""
+    """Finds the needle in the memory of the agent's workers, as a broken device might, and flips one bit of it.
+    Every copy: a buffer that the worker hashed from still holds the bytes too."""
+    found = False
     for pid in children(agent_pid):
         with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "r+b", buffering=0) as mem:
             for line in maps:
@@ -111,11 +113,13 @@ def flip_in_workers(agent_pid, needle):
                     if pos >= 0:
                         mem.seek(at + pos)
                         mem.write(bytes([needle[0] ^ 1]))
-                        return True
+                        found = True
+                        at += pos + 1
+                        continue
                     if len(chunk) <= len(needle):
                         break
                     at += len(chunk) - len(needle)
-    return False
+    return found
 
 
 def set_up():
