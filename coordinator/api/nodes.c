@@ -179,8 +179,6 @@ void api_nodes_hello(struct rpc_call *call, const ProtobufCMessage *req, void *a
     store_node(c, n);
     LOG_I(&c->log, "api", "node=%s connected devices=%zu resident=%zu epoch=%llu", n->name, n->ndevices,
           q->n_resident, (unsigned long long)n->epoch);
-    for (size_t i = 0; i < q->n_resident; i++)
-        r[i].drop = true;
     jobs_node_up(c->jobs, n, r, q->n_resident);
     answer_hello(call, c, n, q, r);
     free(r);

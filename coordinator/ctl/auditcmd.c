@@ -127,16 +127,9 @@ int ctl_audit_query(struct ctl *c, int argc, char **argv)
     return 0;
 }
 
-struct tail {
-    const struct ctl *c;
-    uint64_t left;
-    bool follow;
-};
-
 static int on_row(const ProtobufCMessage *m, void *arg)
 {
-    struct tail *t = arg;
-    emit(t->c, (const Strata__V1__AuditRow *)m);
+    emit(arg, (const Strata__V1__AuditRow *)m);
     fflush(stdout);
     return 0;
 }
@@ -158,13 +151,11 @@ int ctl_audit_tail(struct ctl *c, int argc, char **argv)
         return x;
     if (!q.limit)
         q.limit = 20;
-    if (w.follow) {
-        struct tail t = {.c = c, .follow = true};
+    if (w.follow)
         return strata_client_stream(c->client, &strata__v1__audit__descriptor, "Tail", &q.base, UINT64_MAX,
-                                    on_row, &t, &e) < 0
+                                    on_row, c, &e) < 0
                    ? ctl_client_fail(c, &e)
                    : 0;
-    }
     ProtobufCMessage *m;
     q.oldest_first = false;
     if (strata_client_call(c->client, &strata__v1__audit__descriptor, "Query", &q.base, c->timeout_ns, NULL,
