@@ -33,7 +33,6 @@ int event_of_state(enum job_state s);
 
 /* load.c */
 void job_pump(struct job *j);
-void job_reserve(struct job *j, bool on);
 void job_account_resident(struct jobs *js);
 
 /* planner.c: one thread; answers on the loop */

@@ -30,21 +30,6 @@ static bool reachable(const struct topo_node *n)
     return n && n->user && n->state != TOPO_LOST;
 }
 
-void job_reserve(struct job *j, bool on)
-{
-    for (size_t i = 0; i < j->nlayers; i++) {
-        struct topo_device *d = topo_device(j->jobs->cfg.topo, j->layers[i].device, NULL);
-        if (!d)
-            continue;
-        if (on)
-            d->reserved_bytes += j->layers[i].bytes;
-        else
-            d->reserved_bytes -=
-                d->reserved_bytes < j->layers[i].bytes ? d->reserved_bytes : j->layers[i].bytes;
-    }
-    job_account_resident(j->jobs);
-}
-
 /* Recounted from the layers, never kept as a counter that could drift. */
 void job_account_resident(struct jobs *js)
 {

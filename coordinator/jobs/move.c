@@ -80,7 +80,7 @@ static void moved(void *arg, int rc, const struct err *e)
         str_copy(j->reason_code, sizeof j->reason_code, m->code);
         str_copy(j->reason, sizeof j->reason, m->reason);
         if (job_ended(j->state))
-            job_reserve(j, false);
+            job_account_resident(j->jobs);
         job_changed(j);
     }
     free(m);

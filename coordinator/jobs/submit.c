@@ -241,7 +241,6 @@ static void reserve(struct submission *s, const struct plan *p)
     job_event(t, j, EV_JOB_RESERVED, EVENT_SUCCESS, NULL, event_meta_text(&m), NULL);
     event_meta_fini(&m);
     buf_fini(&rec);
-    job_reserve(j, true);
     int rc = store_submit(s->js->cfg.store, t, reserved, s);
     if (rc < 0) {
         err_set(&e, rc, "state.db does not take the job now (%s): try again", status_name(rc));
