@@ -14,9 +14,11 @@
 #include "common/base/str.h"
 
 #define SIG_LEN 64
-#define FIXED_LEN (4 + 1 + TICKET_SERIAL_LEN + 32 + 3 * 8)
+#define FIXED_LEN (3 + 1 + 1 + TICKET_SERIAL_LEN + 32 + 3 * 8)
 
-static const uint8_t magic[4] = {'S', 'T', 'K', 1};
+enum { VERSION_PLAIN = 1, VERSION_GRANT = 2 };
+
+static const uint8_t magic[3] = {'S', 'T', 'K'};
 static const char prefix[] = "strata ticket v1"; /* signed with its NUL */
 
 struct ticket_key {
@@ -90,6 +92,33 @@ void ticket_serial(const struct rng *rng, uint8_t out[TICKET_SERIAL_LEN])
     rng->fill(rng->arg, out, TICKET_SERIAL_LEN);
 }
 
+static bool printable(const char *s)
+{
+    for (; *s; s++)
+        if (*s <= ' ' || *s > '~')
+            return false;
+    return true;
+}
+
+static const char *fault_of_grant(const struct ticket_grant *g)
+{
+    static const uint8_t zero[TICKET_SESSION_LEN];
+    if (g->permissions & ~(PERM_ALL14 | PERM_BIT(PERM_ADMIN)))
+        return "it grants permissions that do not exist";
+    if (!g->permissions)
+        return "it grants nothing";
+    if (!memcmp(g->session, zero, sizeof zero))
+        return "it names no session";
+    if (!*g->principal || !printable(g->principal))
+        return "its principal is missing or not printable ASCII";
+    if (g->n_devices == 0 || g->n_devices > TICKET_DEVICES_MAX)
+        return "it names no device, or too many";
+    for (unsigned i = 0; i < g->n_devices; i++)
+        if (!*g->devices[i] || !printable(g->devices[i]) || strchr(g->devices[i], '/'))
+            return "one of its devices is no pattern over this node's devices";
+    return NULL;
+}
+
 /* The one rule book for both sides; NULL = fine. */
 static const char *fault_of(const struct ticket *t)
 {
@@ -99,14 +128,20 @@ static const char *fault_of(const struct ticket *t)
         return "its node name is not valid";
     if (!*t->resource)
         return "it names no resource";
-    for (const char *s = t->resource; *s; s++)
-        if (*s <= ' ' || *s > '~')
-            return "its resource has characters other than printable ASCII";
+    if (!printable(t->resource))
+        return "its resource has characters other than printable ASCII";
     if (t->issued_us < 0 || t->expires_us <= t->issued_us)
         return "it ends before it begins";
     if (t->expires_us - t->issued_us > TICKET_MAX_LIFE_US)
         return "it lives longer than a day";
-    return NULL;
+    return t->purpose == TICKET_DEVICE ? fault_of_grant(&t->grant) : NULL;
+}
+
+static uint8_t *put_u32(uint8_t *p, uint32_t v)
+{
+    for (int i = 3; i >= 0; i--)
+        *p++ = (uint8_t)(v >> (8 * i));
+    return p;
 }
 
 static uint8_t *put_u64(uint8_t *p, uint64_t v)
@@ -132,12 +167,25 @@ static uint8_t *put_str(uint8_t *p, const char *s)
     return p + n;
 }
 
+static uint8_t *put_grant(uint8_t *p, const struct ticket_grant *g)
+{
+    p = put_u32(p, g->permissions);
+    p = put_u64(p, g->generation);
+    memcpy(p, g->session, sizeof g->session);
+    p = put_str(p + sizeof g->session, g->principal);
+    *p++ = (uint8_t)g->n_devices;
+    for (unsigned i = 0; i < g->n_devices; i++)
+        p = put_str(p, g->devices[i]);
+    return p;
+}
+
 /* Everything but the signature. */
 static size_t encode(const struct ticket *t, uint8_t *out)
 {
     uint8_t *p = out;
     memcpy(p, magic, sizeof magic);
     p += sizeof magic;
+    *p++ = t->purpose == TICKET_DEVICE ? VERSION_GRANT : VERSION_PLAIN;
     *p++ = (uint8_t)t->purpose;
     memcpy(p, t->serial, sizeof t->serial);
     p += sizeof t->serial;
@@ -148,6 +196,8 @@ static size_t encode(const struct ticket *t, uint8_t *out)
     p = put_u64(p, (uint64_t)t->expires_us);
     p = put_str(p, t->node);
     p = put_str(p, t->resource);
+    if (t->purpose == TICKET_DEVICE)
+        p = put_grant(p, &t->grant);
     return (size_t)(p - out);
 }
 
@@ -194,17 +244,40 @@ static bool take_str(const uint8_t *p, size_t end, size_t *at, char *out, size_t
     return true;
 }
 
+static bool take_grant(const uint8_t *p, size_t end, size_t *at, struct ticket_grant *g)
+{
+    if (end - *at < 4 + 8 + TICKET_SESSION_LEN)
+        return false;
+    p += *at;
+    g->permissions = (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
+    g->generation = get_u64(p + 4);
+    memcpy(g->session, p + 12, TICKET_SESSION_LEN);
+    p -= *at;
+    *at += 12 + TICKET_SESSION_LEN;
+    if (!take_str(p, end, at, g->principal, TICKET_PRINCIPAL_MAX) || *at >= end)
+        return false;
+    g->n_devices = p[(*at)++];
+    if (g->n_devices > TICKET_DEVICES_MAX)
+        return false;
+    for (unsigned i = 0; i < g->n_devices; i++)
+        if (!take_str(p, end, at, g->devices[i], TICKET_DEVICE_MAX))
+            return false;
+    return true;
+}
+
 int ticket_decode(const uint8_t *p, size_t n, struct ticket *out, struct err *e)
 {
     struct ticket t = {0};
     const char *fault = "it is cut short or too long";
     if (n < FIXED_LEN + 2 + SIG_LEN || n > TICKET_MAX)
         goto bad;
-    fault = "it is no ticket of this version";
-    if (memcmp(p, magic, sizeof magic))
-        goto bad;
+    fault = "it is no ticket of a version that is known here";
     size_t at = sizeof magic, end = n - SIG_LEN;
+    unsigned version = p[at++];
     t.purpose = (enum ticket_purpose)p[at++];
+    if (memcmp(p, magic, sizeof magic) ||
+        version != (t.purpose == TICKET_DEVICE ? VERSION_GRANT : VERSION_PLAIN))
+        goto bad;
     memcpy(t.serial, p + at, sizeof t.serial);
     at += sizeof t.serial;
     memcpy(t.holder, p + at, sizeof t.holder);
@@ -218,7 +291,8 @@ int ticket_decode(const uint8_t *p, size_t n, struct ticket *out, struct err *e)
     t.issued_us = (int64_t)from;
     t.expires_us = (int64_t)to;
     if (!take_str(p, end, &at, t.node, TICKET_NODE_MAX) ||
-        !take_str(p, end, &at, t.resource, TICKET_RESOURCE_MAX) || at != end)
+        !take_str(p, end, &at, t.resource, TICKET_RESOURCE_MAX) ||
+        (version == VERSION_GRANT && !take_grant(p, end, &at, &t.grant)) || at != end)
         goto bad;
     if ((fault = fault_of(&t)))
         goto bad;
@@ -270,4 +344,20 @@ int ticket_verify(const uint8_t pub[TICKET_PUB_LEN], const uint8_t *p, size_t n,
                           "the ticket for '%s' has expired: ask the coordinator for a new one", t.resource);
     *out = t;
     return ST_OK;
+}
+
+bool ticket_grants(const struct ticket *t, enum permission p)
+{
+    return t->purpose == TICKET_DEVICE && p < PERM_COUNT &&
+           t->grant.permissions & (PERM_BIT(p) | PERM_BIT(PERM_ADMIN));
+}
+
+bool ticket_device_ok(const struct ticket *t, const char *device)
+{
+    if (t->purpose != TICKET_DEVICE)
+        return false;
+    for (unsigned i = 0; i < t->grant.n_devices; i++)
+        if (str_glob(t->grant.devices[i], device))
+            return true;
+    return false;
 }

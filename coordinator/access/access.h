@@ -14,28 +14,8 @@
 #include <stdint.h>
 
 #include "common/base/err.h"
+#include "common/base/permission.h"
 #include "common/base/status.h"
-
-enum permission {
-    PERM_DEVICE_LIST,
-    PERM_DEVICE_INFO,
-    PERM_DEVICE_ALLOCATE,
-    PERM_MEMORY_ALLOCATE,
-    PERM_MEMORY_DEALLOCATE,
-    PERM_MEMORY_COPY_TO_DEVICE,
-    PERM_MEMORY_COPY_FROM_DEVICE,
-    PERM_MEMORY_COPY_DEVICE_TO_DEVICE,
-    PERM_COMPUTE_EXECUTE,
-    PERM_COMPUTE_SYNCHRONIZE,
-    PERM_MONITOR_MEMORY,
-    PERM_MONITOR_TEMPERATURE,
-    PERM_MONITOR_POWER,
-    PERM_MONITOR_CLOCK,
-    PERM_ADMIN, /* admin:full_access */
-    PERM_COUNT,
-};
-#define PERM_BIT(p) (1u << (p))
-#define PERM_ALL14 (PERM_BIT(PERM_ADMIN) - 1u)
 
 enum role { ROLE_MONITOR, ROLE_USER, ROLE_POWER_USER, ROLE_ADMIN, ROLE_COUNT };
 #define ROLE_BIT(r) (1u << (r))
@@ -119,7 +99,6 @@ bool policy_expired(const struct policy *p, int64_t now_us);
  */
 bool device_match(const char *pattern, const char *device);
 
-const char *permission_name(enum permission p); /* "memory:allocate"; "?" out of range */
 const char *role_name(enum role r);
 /* A name, or "group:*" for all of a group ("monitor:*"); ST_EINVAL with the nearest remedy in *e. Sets bits
  * in *set. */

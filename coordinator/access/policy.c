@@ -5,29 +5,7 @@
 #include "common/base/str.h"
 #include "coordinator/access/access.h"
 
-static const char *const permissions[PERM_COUNT] = {
-    [PERM_DEVICE_LIST] = "device:list",
-    [PERM_DEVICE_INFO] = "device:info",
-    [PERM_DEVICE_ALLOCATE] = "device:allocate",
-    [PERM_MEMORY_ALLOCATE] = "memory:allocate",
-    [PERM_MEMORY_DEALLOCATE] = "memory:deallocate",
-    [PERM_MEMORY_COPY_TO_DEVICE] = "memory:copy_to_device",
-    [PERM_MEMORY_COPY_FROM_DEVICE] = "memory:copy_from_device",
-    [PERM_MEMORY_COPY_DEVICE_TO_DEVICE] = "memory:copy_device_to_device",
-    [PERM_COMPUTE_EXECUTE] = "compute:execute",
-    [PERM_COMPUTE_SYNCHRONIZE] = "compute:synchronize",
-    [PERM_MONITOR_MEMORY] = "monitor:memory",
-    [PERM_MONITOR_TEMPERATURE] = "monitor:temperature",
-    [PERM_MONITOR_POWER] = "monitor:power",
-    [PERM_MONITOR_CLOCK] = "monitor:clock",
-    [PERM_ADMIN] = "admin:full_access",
-};
 static const char *const roles[ROLE_COUNT] = {"monitor", "user", "power_user", "admin"};
-
-const char *permission_name(enum permission p)
-{
-    return (unsigned)p < PERM_COUNT ? permissions[p] : "?";
-}
 
 const char *role_name(enum role r)
 {
@@ -39,10 +17,11 @@ int permission_parse(const char *word, uint32_t *set, struct err *e)
     size_t n = strlen(word);
     uint32_t bits = 0;
     bool group = n > 2 && strcmp(word + n - 2, ":*") == 0;
-    for (unsigned i = 0; i < PERM_COUNT; i++)
-        if (group ? i != PERM_ADMIN && strncmp(permissions[i], word, n - 1) == 0
-                  : strcmp(permissions[i], word) == 0)
+    for (unsigned i = 0; i < PERM_COUNT; i++) {
+        const char *name = permission_name((enum permission)i);
+        if (group ? i != PERM_ADMIN && strncmp(name, word, n - 1) == 0 : strcmp(name, word) == 0)
             bits |= PERM_BIT(i);
+    }
     if (!bits)
         return err_reason(
             e, ST_EINVAL, "UNKNOWN_PERMISSION",

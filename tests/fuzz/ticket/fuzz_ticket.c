@@ -18,6 +18,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         if (!str_ident_ok(t.node, TICKET_NODE_MAX) || strlen(t.resource) > TICKET_RESOURCE_MAX ||
             t.expires_us <= t.issued_us || t.expires_us - t.issued_us > TICKET_MAX_LIFE_US)
             abort();
+        const struct ticket_grant *g = &t.grant;
+        if (t.purpose == TICKET_DEVICE
+                ? !g->n_devices || g->n_devices > TICKET_DEVICES_MAX || !g->permissions || !*g->principal ||
+                      !memchr(g->principal, 0, sizeof g->principal)
+                : ticket_grants(&t, PERM_DEVICE_LIST) || g->n_devices || g->permissions)
+            abort();
+        (void)ticket_device_ok(&t, "cpu:0");
         if (ticket_verify(pub, data, size, t.issued_us, t.node, t.holder, &t, &e) == ST_OK)
             abort();
     }

@@ -80,8 +80,78 @@ static void test_round_trip(void **st)
     memset(v->t.node, 'n', TICKET_NODE_MAX);
     memset(v->t.resource, 'r', TICKET_RESOURCE_MAX);
     assert_int_equal(ticket_sign(v->key, &v->t, w, &n, &e), ST_OK);
-    assert_int_equal(n, TICKET_MAX);
+    assert_int_equal(n, TICKET_PLAIN_MAX);
     assert_int_equal(ticket_verify(v->pub, w, n, NOW, v->t.node, v->holder, &got, NULL), ST_OK);
+}
+
+/* A device ticket with every field as long as it may be. */
+static struct ticket device_ticket(const struct env *v)
+{
+    struct ticket t = v->t;
+    t.purpose = TICKET_DEVICE;
+    t.grant = (struct ticket_grant){.permissions = PERM_BIT(PERM_DEVICE_LIST) | PERM_BIT(PERM_MONITOR_CLOCK),
+                                    .generation = 1ull << 40 | 7,
+                                    .principal = "user/alice",
+                                    .n_devices = 2,
+                                    .devices = {"cpu:0", "cuda:*"}};
+    memset(t.grant.session, 0x5e, sizeof t.grant.session);
+    return t;
+}
+
+static void test_device_ticket(void **st)
+{
+    struct env *v = *st;
+    uint8_t w[TICKET_MAX];
+    size_t n = 0;
+    struct ticket got, t = device_ticket(v);
+    struct err e;
+    assert_int_equal(ticket_sign(v->key, &t, w, &n, &e), ST_OK);
+    assert_int_equal(ticket_verify(v->pub, w, n, NOW + 1, "dione", v->holder, &got, &e), ST_OK);
+    assert_memory_equal(&got.grant, &t.grant, sizeof t.grant);
+    for (unsigned p = 0; p < PERM_COUNT; p++)
+        assert_int_equal(ticket_grants(&got, (enum permission)p),
+                         p == PERM_DEVICE_LIST || p == PERM_MONITOR_CLOCK);
+    assert_true(ticket_device_ok(&got, "cpu:0") && ticket_device_ok(&got, "cuda:11"));
+    assert_false(ticket_device_ok(&got, "cpu:1") || ticket_device_ok(&got, "vulkan:0"));
+    got.grant.permissions = PERM_BIT(PERM_ADMIN);
+    assert_true(ticket_grants(&got, PERM_MEMORY_ALLOCATE) && ticket_grants(&got, PERM_ADMIN));
+    got.purpose = TICKET_FETCH;
+    assert_false(ticket_grants(&got, PERM_MEMORY_ALLOCATE) || ticket_device_ok(&got, "cpu:0"));
+
+    memset(t.node, 'n', TICKET_NODE_MAX);
+    memset(t.resource, 'r', TICKET_RESOURCE_MAX);
+    memset(t.grant.principal, 'p', TICKET_PRINCIPAL_MAX);
+    t.grant.n_devices = TICKET_DEVICES_MAX;
+    for (unsigned i = 0; i < TICKET_DEVICES_MAX; i++)
+        memset(t.grant.devices[i], 'd', TICKET_DEVICE_MAX);
+    assert_int_equal(ticket_sign(v->key, &t, w, &n, &e), ST_OK);
+    assert_int_equal(n, TICKET_MAX);
+    assert_int_equal(ticket_verify(v->pub, w, n, NOW, t.node, v->holder, &got, NULL), ST_OK);
+    assert_memory_equal(&got.grant, &t.grant, sizeof t.grant);
+}
+
+static void test_device_refusals(void **st)
+{
+    struct env *v = *st;
+    uint8_t w[TICKET_MAX];
+    size_t n = 0;
+    const struct ticket good = device_ticket(v);
+    struct ticket bad[9];
+    for (size_t i = 0; i < 9; i++)
+        bad[i] = good;
+    bad[0].grant.permissions = 0;
+    bad[1].grant.permissions |= 1u << PERM_COUNT;
+    memset(bad[2].grant.session, 0, TICKET_SESSION_LEN);
+    bad[3].grant.principal[0] = 0;
+    str_copy(bad[4].grant.principal, sizeof bad[4].grant.principal, "user/a b");
+    bad[5].grant.n_devices = 0;
+    bad[6].grant.n_devices = TICKET_DEVICES_MAX + 1;
+    bad[7].grant.devices[1][0] = 0;
+    str_copy(bad[8].grant.devices[0], sizeof bad[8].grant.devices[0], "rhea/cpu:0");
+    for (size_t i = 0; i < 9; i++)
+        if (ticket_sign(v->key, &bad[i], w, &n, NULL) != ST_EINVAL)
+            fail_msg("bad device ticket %zu was signed", i);
+    assert_int_equal(n, 0);
 }
 
 static void want(struct env *v, const uint8_t *w, size_t n, const uint8_t *pub, int64_t now, const char *node,
@@ -124,18 +194,27 @@ static void test_refusals(void **st)
         want(v, w, i, v->pub, NOW, "dione", v->holder, "TICKET_FORGED");
 }
 
-static void test_every_bit(void **st)
+static void every_bit(struct env *v, const struct ticket *t)
 {
-    struct env *v = *st;
     uint8_t w[TICKET_MAX];
     size_t n = 0;
-    assert_int_equal(ticket_sign(v->key, &v->t, w, &n, NULL), ST_OK);
+    assert_int_equal(ticket_sign(v->key, t, w, &n, NULL), ST_OK);
     for (size_t i = 0; i < n; i++)
         for (int bit = 0; bit < 8; bit++) {
             w[i] ^= (uint8_t)(1u << bit);
             want(v, w, n, v->pub, NOW, "dione", v->holder, "TICKET_FORGED");
             w[i] ^= (uint8_t)(1u << bit);
         }
+    for (size_t i = 0; i < n; i++)
+        want(v, w, i, v->pub, NOW, "dione", v->holder, "TICKET_FORGED");
+}
+
+static void test_every_bit(void **st)
+{
+    struct env *v = *st;
+    const struct ticket t = device_ticket(v);
+    every_bit(v, &v->t);
+    every_bit(v, &t);
 }
 
 static void test_no_bad_ticket_is_signed(void **st)
@@ -186,6 +265,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_round_trip, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_device_ticket, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_device_refusals, setup, teardown),
         cmocka_unit_test_setup_teardown(test_refusals, setup, teardown),
         cmocka_unit_test_setup_teardown(test_every_bit, setup, teardown),
         cmocka_unit_test_setup_teardown(test_no_bad_ticket_is_signed, setup, teardown),
