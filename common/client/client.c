@@ -1,7 +1,6 @@
 /* libstrata: a blocking face over one RPC session and an event loop of its own. */
 #include "common/client/include/strata/client.h"
 
-#include <cyaml/cyaml.h>
 #include <event2/event.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,6 +10,7 @@
 
 #include "common/base/fs.h"
 #include "common/base/str.h"
+#include "common/conf/conf.h"
 #include "common/rpc/rpc.h"
 
 #define CONNECT_NS (10 * NS_PER_S)
@@ -48,46 +48,17 @@ static const cyaml_schema_field_t fields[] = {
 };
 static const cyaml_schema_value_t schema = {CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, struct settings, fields)};
 
-static void gather(cyaml_log_t level, void *ctx, const char *fmt, va_list args)
-{
-    (void)level;
-    char line[256];
-    struct buf *b = ctx;
-    vsnprintf(line, sizeof line, fmt, args);
-    line[strcspn(line, "\n")] = 0;
-    if (b->len < 400)
-        (void)buf_printf(b, "%s%s", b->len ? " " : "", str_starts(line, "Load: ") ? line + 6 : line);
-}
-
-static cyaml_config_t yaml_config(struct buf *why)
-{
-    return (cyaml_config_t){.log_fn = gather,
-                            .log_ctx = why,
-                            .log_level = CYAML_LOG_ERROR,
-                            .mem_fn = cyaml_mem,
-                            .flags = CYAML_CFG_NO_ALIAS};
-}
-
 static int read_settings(struct strata_client *c, const char *dir, struct err *e)
 {
     char path[4096];
-    struct buf text = {0}, why = {0};
+    void *settings;
     int rc = fs_join(path, sizeof path, dir, "client.yaml");
     if (rc < 0)
         return err_set(e, rc, "path too long: %s", dir);
-    if ((rc = fs_read(path, 64u << 10, &text, e)) < 0) {
-        buf_fini(&text);
+    rc = conf_read(path, 64u << 10, &schema, &settings, e);
+    if (rc < 0 && rc != ST_ECONFIG)
         err_prefix(e, "no identity in %s (give --dir or set STRATA_DIR)", dir);
-        return rc;
-    }
-    cyaml_config_t cfg = yaml_config(&why);
-    cyaml_err_t bad = cyaml_load_data(text.data ? text.data : (const uint8_t *)"", text.len, &cfg, &schema,
-                                      (cyaml_data_t **)&c->settings, NULL);
-    if (bad != CYAML_OK || !c->settings)
-        rc = err_set(e, ST_ECONFIG, "%s: %s (%s)", path, why.len ? buf_cstr(&why) : "the file is empty",
-                     cyaml_strerror(bad));
-    buf_fini(&text);
-    buf_fini(&why);
+    c->settings = settings;
     return rc;
 }
 
@@ -255,10 +226,7 @@ void strata_client_close(struct strata_client *c)
         event_base_free(c->base);
     if (c->wake_fd >= 0)
         close(c->wake_fd);
-    struct buf why = {0};
-    cyaml_config_t cfg = yaml_config(&why);
-    cyaml_free(&cfg, &schema, c->settings, 0);
-    buf_fini(&why);
+    conf_free(&schema, c->settings);
     free(c);
 }
 

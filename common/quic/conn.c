@@ -286,40 +286,78 @@ static bool cert_alert(uint64_t alert)
     return (alert >= 41 && alert <= 49) || alert == 116;
 }
 
-static void clean_reason(char out[160], const uint8_t *p, size_t n)
+static void clean_reason(char out[200], const uint8_t *p, size_t n)
 {
     size_t i = 0;
-    for (; i < n && i < 159; i++)
+    for (; i < n && i < 199; i++)
         out[i] = p[i] >= 0x20 && p[i] < 0x7f ? (char)p[i] : '?';
     out[i] = '\0';
+}
+
+/* Our peers say "REASON_CODE: sentence". Moves the code out of the text; without one, `other` is it. */
+static void take_reason_code(char code[40], char *text, const char *other)
+{
+    size_t n = strspn(text, "ABCDEFGHIJKLMNOPQRSTUVWXYZ_0123456789");
+    if (n < 3 || n > 39 || text[n] != ':' || text[n + 1] != ' ') {
+        snprintf(code, 40, "%s", other);
+        return;
+    }
+    memcpy(code, text, n);
+    code[n] = '\0';
+    memmove(text, text + n + 2, strlen(text + n + 2) + 1);
+}
+
+/* For a peer that says no more than the alert. */
+static const char *alert_reason(uint64_t alert)
+{
+    switch (alert) {
+    case 44:
+        return "REVOKED";
+    case 45:
+        return "EXPIRED";
+    case 48:
+        return "UNKNOWN_CA";
+    case 116:
+        return "NO_CERTIFICATE";
+    default:
+        return "BAD_CERTIFICATE";
+    }
 }
 
 static void peer_closed(struct quic_conn *c)
 {
     const ngtcp2_ccerr *e = ngtcp2_conn_get_ccerr(c->nc);
-    char buf[64], said[160];
+    char buf[64], said[200], rc[40];
     const char *w = who(c, buf);
+    uint64_t code = e->error_code, alert = code - 0x100;
+    bool refused = e->type != NGTCP2_CCERR_TYPE_APPLICATION && code == NGTCP2_CONNECTION_REFUSED;
+    bool cert =
+        e->type != NGTCP2_CCERR_TYPE_APPLICATION && code >= 0x100 && code <= 0x1ff && cert_alert(alert);
     clean_reason(said, e->reason, e->reason ? e->reasonlen : 0);
-    uint64_t code = e->error_code;
+    take_reason_code(rc, said,
+                     refused                                    ? "REFUSED"
+                     : cert                                     ? alert_reason(alert)
+                     : e->type == NGTCP2_CCERR_TYPE_APPLICATION ? ""
+                                                                : "PROTOCOL");
     if (c->got_reset)
-        quic_conn_fail(c, QUIC_CLOSE_RESET, ST_EUNREACH, 0, QUIC_BYE_SILENT, 0,
+        quic_conn_fail(c, QUIC_CLOSE_RESET, ST_EUNREACH, 0, QUIC_BYE_SILENT, 0, "PEER_RESTARTED",
                        "%s restarted and does not know this connection any more", w);
     else if (e->type == NGTCP2_CCERR_TYPE_APPLICATION)
-        quic_conn_fail(c, QUIC_CLOSE_PEER, ST_ECLOSED, code, QUIC_BYE_SILENT, 0, "%s",
+        quic_conn_fail(c, QUIC_CLOSE_PEER, ST_ECLOSED, code, QUIC_BYE_SILENT, 0, rc, "%s",
                        said[0] ? said : "the peer closed the connection");
     else if (code == NGTCP2_NO_ERROR)
-        quic_conn_fail(c, QUIC_CLOSE_PEER, ST_ECLOSED, code, QUIC_BYE_SILENT, 0, "%s closed the connection",
-                       w);
-    else if (code == NGTCP2_CONNECTION_REFUSED)
-        quic_conn_fail(c, QUIC_CLOSE_HANDSHAKE, ST_EUNREACH, code, QUIC_BYE_SILENT, 0,
+        quic_conn_fail(c, QUIC_CLOSE_PEER, ST_ECLOSED, code, QUIC_BYE_SILENT, 0, "",
+                       "%s closed the connection", w);
+    else if (refused)
+        quic_conn_fail(c, QUIC_CLOSE_HANDSHAKE, ST_EUNREACH, code, QUIC_BYE_SILENT, 0, rc,
                        "%s refuses new connections: %s", w, said[0] ? said : "it is full or shutting down");
-    else if (code >= 0x100 && code <= 0x1ff && cert_alert(code - 0x100))
-        quic_conn_fail(c, QUIC_CLOSE_TRUST, ST_ETRUST, code, QUIC_BYE_SILENT, 0,
-                       "%s refused our certificate (TLS alert %u)%s%s", w, (unsigned)(code - 0x100),
+    else if (cert)
+        quic_conn_fail(c, QUIC_CLOSE_TRUST, ST_ETRUST, code, QUIC_BYE_SILENT, 0, rc,
+                       "%s refused our certificate (TLS alert %u)%s%s", w, (unsigned)alert,
                        said[0] ? ": " : "", said);
     else
         quic_conn_fail(c, c->told_up ? QUIC_CLOSE_ERROR : QUIC_CLOSE_HANDSHAKE, ST_EPROTO, code,
-                       QUIC_BYE_SILENT, 0, "%s ended the connection with transport error 0x%llx%s%s", w,
+                       QUIC_BYE_SILENT, 0, rc, "%s ended the connection with transport error 0x%llx%s%s", w,
                        (unsigned long long)code, said[0] ? ": " : "", said);
 }
 
@@ -328,17 +366,21 @@ static void tls_failed(struct quic_conn *c)
     char buf[64];
     const char *w = who(c, buf);
     int alert = ngtcp2_conn_get_tls_alert(c->nc);
-    long v = SSL_get_verify_result(c->ssl);
+    struct err e = {0};
+    struct tls_identity unverified;
     ERR_clear_error();
-    if (v != X509_V_OK)
+    bool trust = tls_peer_identity(c->tls, c->ssl, &unverified, &e) < 0 &&
+                 (cert_alert((uint64_t)alert) || SSL_get_verify_result(c->ssl) != X509_V_OK);
+    if (trust)
         quic_conn_fail(c, QUIC_CLOSE_TRUST, ST_ETRUST, 0x100u + (unsigned)alert, QUIC_BYE_ALERT, alert,
-                       "the certificate of %s is refused: %s", w, X509_verify_cert_error_string(v));
+                       e.reason, "%s: %s (TLS alert %d)", w, e.text, alert);
     else if (cert_alert((uint64_t)alert))
         quic_conn_fail(c, QUIC_CLOSE_TRUST, ST_ETRUST, 0x100u + (unsigned)alert, QUIC_BYE_ALERT, alert,
-                       "%s showed no acceptable certificate (TLS alert %d)", w, alert);
+                       alert_reason((uint64_t)alert), "%s showed no acceptable certificate (TLS alert %d)", w,
+                       alert);
     else
         quic_conn_fail(c, QUIC_CLOSE_HANDSHAKE, ST_EPROTO, 0x100u + (unsigned)alert, QUIC_BYE_ALERT, alert,
-                       "the TLS handshake with %s failed (alert %d)", w, alert);
+                       "TLS_FAILED", "the TLS handshake with %s failed (alert %d)", w, alert);
 }
 
 void quic_conn_liberr(struct quic_conn *c, int rv)
@@ -354,7 +396,7 @@ void quic_conn_liberr(struct quic_conn *c, int rv)
         return;
     case NGTCP2_ERR_IDLE_CLOSE:
         if (c->told_up) {
-            quic_conn_fail(c, QUIC_CLOSE_IDLE, ST_EUNREACH, 0, QUIC_BYE_NOTHING, 0,
+            quic_conn_fail(c, QUIC_CLOSE_IDLE, ST_EUNREACH, 0, QUIC_BYE_NOTHING, 0, "IDLE_TIMEOUT",
                            "%s has been silent for %llu s", w,
                            (unsigned long long)(c->ep->lim.idle_ns / NS_PER_S));
             return;
@@ -362,25 +404,25 @@ void quic_conn_liberr(struct quic_conn *c, int rv)
         /* fall through */
     case NGTCP2_ERR_HANDSHAKE_TIMEOUT:
         quic_addr_str(&c->remote, t);
-        quic_conn_fail(c, QUIC_CLOSE_HANDSHAKE, ST_EUNREACH, 0, QUIC_BYE_NOTHING, 0,
+        quic_conn_fail(c, QUIC_CLOSE_HANDSHAKE, ST_EUNREACH, 0, QUIC_BYE_NOTHING, 0, "NO_ANSWER",
                        "no answer from %s; check that it runs, its address and the firewall (UDP)", t);
         return;
     case NGTCP2_ERR_DROP_CONN:
-        quic_conn_fail(c, QUIC_CLOSE_HANDSHAKE, ST_EPROTO, 0, QUIC_BYE_NOTHING, 0,
+        quic_conn_fail(c, QUIC_CLOSE_HANDSHAKE, ST_EPROTO, 0, QUIC_BYE_NOTHING, 0, "PROTOCOL",
                        "%s sent an unusable first packet", w);
         return;
     case NGTCP2_ERR_RECV_VERSION_NEGOTIATION:
-        quic_conn_fail(c, QUIC_CLOSE_HANDSHAKE, ST_EPROTO, 0, QUIC_BYE_NOTHING, 0,
+        quic_conn_fail(c, QUIC_CLOSE_HANDSHAKE, ST_EPROTO, 0, QUIC_BYE_NOTHING, 0, "WRONG_VERSION",
                        "%s does not speak QUIC version 1", w);
         return;
     case NGTCP2_ERR_NOMEM:
     case NGTCP2_ERR_CALLBACK_FAILURE: /* ours fail for lack of memory only */
-        quic_conn_fail(c, QUIC_CLOSE_ERROR, ST_ENOMEM, 0, QUIC_BYE_LIBERR, NGTCP2_ERR_INTERNAL,
+        quic_conn_fail(c, QUIC_CLOSE_ERROR, ST_ENOMEM, 0, QUIC_BYE_LIBERR, NGTCP2_ERR_INTERNAL, "NO_MEMORY",
                        "no memory for the connection with %s", w);
         return;
     default:
         quic_conn_fail(c, c->told_up ? QUIC_CLOSE_ERROR : QUIC_CLOSE_HANDSHAKE, ST_EPROTO,
-                       ngtcp2_err_infer_quic_transport_error_code(rv), QUIC_BYE_LIBERR, rv,
+                       ngtcp2_err_infer_quic_transport_error_code(rv), QUIC_BYE_LIBERR, rv, "PROTOCOL",
                        "the connection with %s broke the protocol: %s", w, ngtcp2_strerror(rv));
     }
 }
@@ -441,7 +483,7 @@ static void come_up(struct quic_conn *c)
     handshake_over(c);
     if (check_peer(c, &e) < 0) {
         quic_conn_fail(c, QUIC_CLOSE_TRUST, ST_ETRUST, 0x100 + 42, QUIC_BYE_ALERT, 42 /* bad_certificate */,
-                       "%s: %s", addr, e.text);
+                       e.reason, "%s: %s", addr, e.text);
         return;
     }
     c->state = QUIC_ST_UP;
@@ -485,13 +527,14 @@ void quic_conn_upcalls(struct quic_conn *c)
 /* ---- ending ---- */
 
 void quic_conn_fail(struct quic_conn *c, enum quic_close_kind kind, int status, uint64_t code,
-                    enum quic_farewell bye, int bye_arg, const char *fmt, ...)
+                    enum quic_farewell bye, int bye_arg, const char *reason_code, const char *fmt, ...)
 {
     va_list ap;
     if (c->state > QUIC_ST_UP)
         return;
     c->state = QUIC_ST_CLOSING;
     c->why = (struct quic_close){.kind = kind, .status = status, .code = code};
+    snprintf(c->why.reason_code, sizeof c->why.reason_code, "%s", reason_code);
     c->bye = bye;
     c->bye_arg = bye_arg;
     va_start(ap, fmt);
@@ -502,7 +545,7 @@ void quic_conn_fail(struct quic_conn *c, enum quic_close_kind kind, int status, 
 
 void quic_conn_close(struct quic_conn *c, uint64_t code, const char *reason)
 {
-    quic_conn_fail(c, QUIC_CLOSE_LOCAL, ST_ECLOSED, code, QUIC_BYE_APP, 0, "%s", reason ? reason : "");
+    quic_conn_fail(c, QUIC_CLOSE_LOCAL, ST_ECLOSED, code, QUIC_BYE_APP, 0, "", "%s", reason ? reason : "");
 }
 
 void quic_conn_unregister(struct quic_conn *c)

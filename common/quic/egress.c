@@ -1,5 +1,7 @@
 /* Filling packets: datagrams first, then streams taking turns; bursts for GSO; the last packet of a
  * connection. */
+#include <stdio.h>
+
 #include "common/quic/quic_priv.h"
 
 /* The next stream that may put something into a packet. Without connection credit only a bare FIN may go. */
@@ -138,10 +140,11 @@ bool quic_conn_egress(struct quic_conn *c)
     return true;
 }
 
-static void make_ccerr(const struct quic_conn *c, ngtcp2_ccerr *e)
+static void make_ccerr(const struct quic_conn *c, ngtcp2_ccerr *e, char text[256])
 {
-    const uint8_t *reason = (const uint8_t *)c->why.reason;
-    size_t n = strlen(c->why.reason);
+    const uint8_t *reason = (const uint8_t *)text;
+    size_t n = (size_t)snprintf(text, 256, "%s%s%s", c->why.reason_code, c->why.reason_code[0] ? ": " : "",
+                                c->why.reason);
     ngtcp2_ccerr_default(e);
     if (c->bye == QUIC_BYE_APP)
         ngtcp2_ccerr_set_application_error(e, c->why.code, reason, n);
@@ -159,8 +162,9 @@ void quic_conn_farewell(struct quic_conn *c)
         ngtcp2_path_storage ps;
         ngtcp2_pkt_info pi = {0};
         ngtcp2_ccerr e;
+        char text[256]; /* e borrows it */
         ngtcp2_path_storage_zero(&ps);
-        make_ccerr(c, &e);
+        make_ccerr(c, &e, text);
         if (e.type != NGTCP2_CCERR_TYPE_IDLE_CLOSE && e.type != NGTCP2_CCERR_TYPE_DROP_CONN)
             n = ngtcp2_conn_write_connection_close(c->nc, &ps.path, &pi, ep->tx, QUIC_CLOSE_MAX, &e,
                                                    quic_conn_ts(c));

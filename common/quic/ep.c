@@ -276,20 +276,23 @@ static void admit(struct quic_ep *ep, const struct quic_addr *local, const struc
         return;
     int token = check_token(ep, remote, &hd, &odcid);
     if (token < 0) {
-        quic_send_refusal(ep, local, remote, &hd, NGTCP2_INVALID_TOKEN, "the retry token is stale");
+        quic_send_refusal(ep, local, remote, &hd, NGTCP2_INVALID_TOKEN,
+                          "STALE_TOKEN: the retry token is stale");
         return;
     }
     if (!ep->accept) {
-        quic_send_refusal(ep, local, remote, &hd, NGTCP2_CONNECTION_REFUSED, "it takes no new connections");
+        quic_send_refusal(ep, local, remote, &hd, NGTCP2_CONNECTION_REFUSED,
+                          "DRAINING: it takes no new connections");
         return;
     }
     if (ep->naccepted >= ep->lim.max_conns) {
-        quic_send_refusal(ep, local, remote, &hd, NGTCP2_CONNECTION_REFUSED, "all its connections are taken");
+        quic_send_refusal(ep, local, remote, &hd, NGTCP2_CONNECTION_REFUSED,
+                          "FULL: all its connections are taken");
         return;
     }
     if (quic_ep_addr_count(ep, remote, 0) >= (int)ep->lim.max_conns_per_addr) {
         quic_send_refusal(ep, local, remote, &hd, NGTCP2_CONNECTION_REFUSED,
-                          "too many connections from this address");
+                          "FULL_FOR_ADDRESS: too many connections from this address");
         return;
     }
     if (ep->handshakes >= ep->lim.max_handshakes && token == 0) {
@@ -362,7 +365,7 @@ static void arm(struct quic_conn *c)
     if (at == UINT64_MAX)
         heap_del(&ep->timers, &c->timer);
     else if ((c->timer.pos == 0 || c->timer.key != at) && heap_set(&ep->timers, &c->timer, at) < 0)
-        quic_conn_fail(c, QUIC_CLOSE_ERROR, ST_ENOMEM, 0, QUIC_BYE_LIBERR, NGTCP2_ERR_INTERNAL,
+        quic_conn_fail(c, QUIC_CLOSE_ERROR, ST_ENOMEM, 0, QUIC_BYE_LIBERR, NGTCP2_ERR_INTERNAL, "NO_MEMORY",
                        "no memory for a timer");
 }
 

@@ -61,8 +61,13 @@ enum quic_close_kind {
 };
 struct quic_close {
     enum quic_close_kind kind;
-    int status;       /* ST_ETRUST, ST_EUNREACH, ST_EDEADLINE, ST_ECLOSED, ST_EPROTO … */
-    uint64_t code;    /* application or transport code */
+    int status;    /* ST_ETRUST, ST_EUNREACH, ST_EDEADLINE, ST_ECLOSED, ST_EPROTO … */
+    uint64_t code; /* application or transport code */
+    /* Stable, for programs and the audit trail: that of tls_peer_identity() when a certificate was refused,
+     * here or at the peer (its close carries "CODE: sentence"), else WRONG_PEER, TLS_FAILED, NO_ANSWER,
+     * REFUSED, FULL, FULL_FOR_ADDRESS, DRAINING, IDLE_TIMEOUT, PEER_RESTARTED, WRONG_VERSION, PROTOCOL,
+     * NO_MEMORY; "" for an ordinary close. What a peer says of itself is believed. */
+    char reason_code[40];
     char reason[200]; /* a sentence for people */
 };
 

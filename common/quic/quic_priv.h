@@ -251,8 +251,8 @@ void quic_conn_token_del(struct quic_conn *c, const ngtcp2_stateless_reset_token
 uint64_t quic_conn_ts(const struct quic_conn *c); /* never runs backwards for this connection */
 /* Starts the end of a connection; the first call wins. */
 void quic_conn_fail(struct quic_conn *c, enum quic_close_kind kind, int status, uint64_t code,
-                    enum quic_farewell bye, int bye_arg, const char *fmt, ...)
-    __attribute__((format(printf, 7, 8)));
+                    enum quic_farewell bye, int bye_arg, const char *reason_code, const char *fmt, ...)
+    __attribute__((format(printf, 8, 9)));
 void quic_conn_liberr(struct quic_conn *c, int rv); /* an ngtcp2 error ends it */
 
 /* callbacks.c */

@@ -1,14 +1,12 @@
 /* YAML through libcyaml into a raw struct, then validated into the one the program uses. */
 #include "coordinator/config/config.h"
 
-#include <cyaml/cyaml.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "common/base/buf.h"
-#include "common/base/fs.h"
 #include "common/base/str.h"
+#include "common/conf/conf.h"
 
 #define MAX_CONFIG_BYTES (1u << 20)
 
@@ -93,21 +91,6 @@ static const cyaml_schema_field_t top_fields[] = {
     CYAML_FIELD_END,
 };
 static const cyaml_schema_value_t top = {CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, struct raw, top_fields)};
-
-/* libcyaml tells what is wrong and then where, a line each; joined they make one sentence. */
-static void gather(cyaml_log_t level, void *ctx, const char *fmt, va_list args)
-{
-    (void)level;
-    char line[256];
-    vsnprintf(line, sizeof line, fmt, args);
-    size_t n = strlen(line);
-    if (n && line[n - 1] == '\n')
-        line[n - 1] = 0;
-    const char *p = str_starts(line, "Load: ") ? line + 6 : line;
-    struct buf *b = ctx;
-    if (b->len < 400)
-        (void)buf_printf(b, "%s%s", b->len ? " " : "", p); /* a cut message is better than none */
-}
 
 static int duration(const char *word, const char *key, const char *path, uint64_t lo, uint64_t *out,
                     struct err *e)
@@ -195,33 +178,14 @@ static int validate(struct coord_config *c, const struct raw *r, const char *pat
 
 int coord_config_read(struct coord_config *out, const char *path, struct err *e)
 {
-    struct buf text = {0}, why = {.limit = 1024};
-    int rc = fs_read(path, MAX_CONFIG_BYTES, &text, e);
-    if (rc < 0) {
-        buf_fini(&text);
-        e->code = rc == ST_ENOENT ? ST_ECONFIG : rc;
-        return e->code;
-    }
-    const cyaml_config_t cfg = {
-        .log_fn = gather,
-        .log_ctx = &why,
-        .log_level = CYAML_LOG_ERROR,
-        .mem_fn = cyaml_mem,
-        .flags = CYAML_CFG_NO_ALIAS,
-    };
-    struct raw *r = NULL;
+    void *r;
     *out = (struct coord_config){0};
-    cyaml_err_t bad = cyaml_load_data(text.data ? text.data : (const uint8_t *)"", text.len, &cfg, &top,
-                                      (cyaml_data_t **)&r, NULL);
-    if (bad != CYAML_OK)
-        rc = err_set(e, ST_ECONFIG, "%s: %s (%s)", path, buf_cstr(&why), cyaml_strerror(bad));
-    else if (!r)
-        rc = err_set(e, ST_ECONFIG, "%s: no yaml document in it: the file is empty", path);
-    else
+    int rc = conf_read(path, MAX_CONFIG_BYTES, &top, &r, e);
+    if (rc == ST_ENOENT)
+        return e->code = ST_ECONFIG;
+    if (rc == ST_OK)
         rc = validate(out, r, path, e);
-    cyaml_free(&cfg, &top, r, 0);
-    buf_fini(&text);
-    buf_fini(&why);
+    conf_free(&top, r);
     if (rc < 0)
         coord_config_fini(out);
     return rc;

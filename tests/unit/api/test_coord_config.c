@@ -49,7 +49,7 @@ static void test_bad(void **st)
         const char *text, *says;
     } row[] = {
         {GOOD "lisen: x\n", "lisen"},
-        {GOOD "lisen: x\n", "line: "},
+        {GOOD "lisen: x\n", ":5:1: unknown key"},
         {GOOD "lease: {interval: 5s}\n", "interval < suspect"},
         {GOOD "lease: {dead: soon}\n", "lease.dead"},
         {GOOD "log: loud\n", "loud"},

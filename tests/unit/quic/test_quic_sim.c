@@ -213,6 +213,7 @@ static void test_no_answer(void **state)
     assert_true(sim_run(n.sim, 6 * SEC, client_closed, &n));
     assert_int_equal(n.c.app.why.kind, QUIC_CLOSE_HANDSHAKE);
     assert_int_equal(n.c.app.why.status, ST_EUNREACH);
+    assert_string_equal(n.c.app.why.reason_code, "NO_ANSWER");
     assert_non_null(strstr(n.c.app.why.reason, "10.0.0.1:7433"));
     net_stop(&n);
 }
@@ -256,6 +257,7 @@ static void test_close(void **state)
     assert_int_equal(n.c.app.why.kind, QUIC_CLOSE_PEER);
     assert_int_equal(n.c.app.why.code, 9);
     assert_string_equal(n.c.app.why.reason, "shutting down");
+    assert_string_equal(n.c.app.why.reason_code, "");
     assert_int_equal(n.s.app.why.kind, QUIC_CLOSE_LOCAL);
     assert_true(x.closed);
     assert_int_equal(n.s.app.streams_closed, 1);
@@ -496,6 +498,7 @@ static void test_stateless_reset(void **state)
     assert_int_equal(xfer_start(&x, n.c.app.conn, 100), ST_OK);
     assert_true(sim_run(n.sim, SEC, client_closed, &n));
     assert_int_equal(n.c.app.why.kind, QUIC_CLOSE_RESET);
+    assert_string_equal(n.c.app.why.reason_code, "PEER_RESTARTED");
     assert_non_null(strstr(n.c.app.why.reason, "coordinator"));
     assert_true(x.closed);
     quic_ep_stats(n.s.ep, &st);
@@ -531,6 +534,7 @@ static void wrong_peer(enum tls_kind kind, const char *name)
     assert_int_equal(n.c.app.ups, 0);
     assert_int_equal(n.c.app.why.kind, QUIC_CLOSE_TRUST);
     assert_int_equal(n.c.app.why.status, ST_ETRUST);
+    assert_string_equal(n.c.app.why.reason_code, "WRONG_PEER");
     assert_non_null(strstr(n.c.app.why.reason, "coordinator answered where"));
     net_stop(&n);
 }
@@ -545,7 +549,7 @@ static void test_wrong_peer(void **state)
 
 /* What a side whose certificate is refused sees, and the side that refuses it. */
 static void refused_peer(struct net *n, struct tls_ctx *server, struct tls_ctx *client, unsigned told,
-                         const char *why)
+                         const char *code, const char *why)
 {
     net_prepare(n, &calm);
     n->s.cfg.tls = server;
@@ -556,11 +560,13 @@ static void refused_peer(struct net *n, struct tls_ctx *server, struct tls_ctx *
     assert_int_equal(n->c.app.ups, 0);
     assert_int_equal(n->s.app.ups, 0);
     assert_int_equal(n->c.app.why.kind, QUIC_CLOSE_TRUST);
+    assert_string_equal(n->c.app.why.reason_code, code); /* both ends name it alike */
     sim_run(n->sim, 6 * SEC, NULL, NULL);
     assert_int_equal(n->s.app.closes, told);
     if (told) {
         assert_int_equal(n->s.app.why.kind, QUIC_CLOSE_TRUST);
         assert_int_equal(n->s.app.why.status, ST_ETRUST);
+        assert_string_equal(n->s.app.why.reason_code, code);
         if (!strstr(n->s.app.why.reason, why))
             fail_msg("%s", n->s.app.why.reason);
     }
@@ -578,9 +584,9 @@ static void test_foreign_ca(void **state)
     struct tls_ctx *both = pki_ctx_trusting(&pki, TLS_COORDINATOR, NULL, &other);
     struct tls_ctx *stranger = pki_ctx_trusting(&other, TLS_NODE, "dione", &pki);
     struct tls_ctx *foreign = pki_ctx(&other, TLS_NODE, "dione");
-    refused_peer(&n, coord, foreign, 0, "");
-    refused_peer(&n, coord, stranger, 1, "certificate");
-    refused_peer(&n, both, stranger, 1, "trust domain");
+    refused_peer(&n, coord, foreign, 0, "UNKNOWN_CA", "");
+    refused_peer(&n, coord, stranger, 1, "UNKNOWN_CA", "certificate");
+    refused_peer(&n, both, stranger, 1, "FOREIGN_TRUST_DOMAIN", "trust domain");
     tls_ctx_unref(both);
     tls_ctx_unref(stranger);
     tls_ctx_unref(foreign);
@@ -619,7 +625,7 @@ static void test_retry(void **state)
     net_stop(&n);
 }
 
-static void refused(struct net *n, const char *why)
+static void refused(struct net *n, const char *code, const char *why)
 {
     net_start(n);
     if (strstr(why, "no new"))
@@ -627,6 +633,7 @@ static void refused(struct net *n, const char *why)
     assert_int_equal(dial_as(n, TLS_COORDINATOR, NULL), ST_OK);
     assert_true(sim_run(n->sim, SEC, client_closed, n));
     assert_int_equal(n->c.app.why.kind, QUIC_CLOSE_HANDSHAKE);
+    assert_string_equal(n->c.app.why.reason_code, code);
     assert_non_null(strstr(n->c.app.why.reason, why));
     net_stop(n);
 }
@@ -637,12 +644,12 @@ static void test_limits(void **state)
     (void)state;
     net_prepare(&n, &calm);
     n.s.cfg.limits.max_conns = 0;
-    refused(&n, "taken");
+    refused(&n, "FULL", "taken");
     net_prepare(&n, &calm);
     n.s.cfg.limits.max_conns_per_addr = 0;
-    refused(&n, "this address");
+    refused(&n, "FULL_FOR_ADDRESS", "this address");
     net_prepare(&n, &calm);
-    refused(&n, "no new connections");
+    refused(&n, "DRAINING", "no new connections");
 }
 
 static void test_datagrams(void **state)
