@@ -378,7 +378,7 @@ static void on_done(struct rpc_call *call, const struct rpc_status *st, const ui
         memcpy(a->digest, digest, 32);
 }
 
-const struct rpc_call_ops asked_ops = {on_message, on_bulk, on_done};
+const struct rpc_call_ops asked_ops = {on_message, on_bulk, on_done, NULL};
 
 void ask(struct asked *a, struct rpc_session *s, const char *method, const char *id, uint64_t timeout_ns)
 {
