@@ -38,7 +38,7 @@ struct wire_req {
     uint32_t magic, op;
     uint64_t id;                     /* echoed */
     uint64_t handle;                 /* FREE WRITE READ DIGEST COPY (the destination's) */
-    uint64_t offset;                 /* WRITE READ COPY */
+    uint64_t offset;                 /* WRITE READ DIGEST COPY */
     uint64_t len;                    /* ALLOC WRITE READ DIGEST COPY */
     uint64_t src_handle, src_offset; /* COPY */
     uint32_t device;                 /* ALLOC MEASURE EXEC SYNC MONITOR */

@@ -448,9 +448,10 @@ static uint64_t long_timeout(const struct worker *w, uint64_t len)
     return gib > UINT32_MAX / 4 ? UINT64_MAX / 4 : gib * w->cfg.op_timeout_ns;
 }
 
-int worker_digest(struct worker *w, uint64_t handle, uint64_t len, worker_done_fn done, void *arg)
+int worker_digest(struct worker *w, uint64_t handle, uint64_t offset, uint64_t len, worker_done_fn done,
+                  void *arg)
 {
-    const struct wire_req r = {.op = WIRE_DIGEST, .handle = handle, .len = len};
+    const struct wire_req r = {.op = WIRE_DIGEST, .handle = handle, .offset = offset, .len = len};
     return submit(w, &r, NO_SLOT, long_timeout(w, len), done, arg);
 }
 

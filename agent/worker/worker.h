@@ -135,9 +135,10 @@ int worker_write(struct worker *w, uint64_t handle, uint64_t offset, const struc
  * caller's. */
 int worker_read(struct worker *w, uint64_t handle, uint64_t offset, uint32_t len, const struct worker_slot *s,
                 worker_done_fn done, void *arg) ST_CHECK;
-/* result.sha256 of the first len bytes, copied out of device memory by the worker. Its deadline grows with
- * len (op_timeout_ns for each started GiB). */
-int worker_digest(struct worker *w, uint64_t handle, uint64_t len, worker_done_fn done, void *arg) ST_CHECK;
+/* result.sha256 of len bytes at handle+offset, copied out of device memory by the worker. Its deadline grows
+ * with len (op_timeout_ns for each started GiB). */
+int worker_digest(struct worker *w, uint64_t handle, uint64_t offset, uint64_t len, worker_done_fn done,
+                  void *arg) ST_CHECK;
 /* Copies within device memory: one device or two of this worker. Runs in the order of the source's device; on
  * another device it is not ordered with what waits there, so let that complete first. Ranges of one buffer
  * that overlap complete with ST_EINVAL. Its deadline grows with len as a digest's does. */

@@ -99,6 +99,11 @@
     X(232, AUDIT_EXPORTED, "audit.exported", INFO, MUST, "rows? since_us? until_us?")                        \
     X(233, AUDIT_QUERIED, "audit.queried", INFO, KEEP, "rows?")                                              \
     X(234, AUDIT_VERIFIED, "audit.verified", INFO, KEEP, "batches rows")                                     \
-    X(235, AUDIT_BROKEN, "audit.broken", CRITICAL, MUST, "first last")
+    X(235, AUDIT_BROKEN, "audit.broken", CRITICAL, MUST, "first last")                                       \
+    X(236, AUDIT_SEALED, "audit.sealed", INFO, KEEP, "segment first last file sha256 rows bytes? us?")       \
+    X(237, AUDIT_RETIRED, "audit.retired", WARNING, KEEP, "segment first last file")                         \
+    X(238, AUDIT_CLOCK_STEPPED, "audit.clock_stepped", WARNING, KEEP, "back_us")                             \
+    X(239, AUDIT_SPOOL_TAKEN, "audit.spool_taken", DEBUG, SHED, "first last rows")                           \
+    X(240, AUDIT_SPOOL_REFUSED, "audit.spool_refused", ERROR, MUST, "reason first? expected?")
 
 #endif

@@ -72,11 +72,16 @@ static struct rec *rec_new(const struct audit_event *e, int *rc)
     return r;
 }
 
+/* Looks again under the lock: a thread that left its sleep meanwhile must not be pulled out of the next one,
+ * or a batch is written before its time. */
 static void wake_thread(struct audit *a)
 {
     pthread_mutex_lock(&a->lock);
-    a->wake_up = true;
-    pthread_cond_signal(&a->wake);
+    int sleep = atomic_load(&a->sleep);
+    if (sleep == IDLE || (sleep == GATHERING && ring_used(&a->ring) >= a->cfg.flush_rows)) {
+        a->wake_up = true;
+        pthread_cond_signal(&a->wake);
+    }
     pthread_mutex_unlock(&a->lock);
 }
 

@@ -31,6 +31,7 @@ static void make_file(struct rig *r)
     r->acfg = (struct audit_config){.path = r->dir.audit,
                                     .flush_ns = 3600 * NS_PER_S,
                                     .checkpoint_rows = 1,
+                                    .checkpoint_ns = 3600 * NS_PER_S,
                                     .signer = {sign, &key, "k1"}};
     if (audit_open(&r->a, &r->acfg, NULL, &e) < 0)
         fail_msg("%s", e.text);
