@@ -44,6 +44,7 @@ struct agent {
     Strata__V1__Device *dev_ptr[MAX_DEVICES];
     Strata__V1__Resident *res_msg, **res_ptr;
     size_t nres, res_cap;
+    uint64_t hello_serial; /* of the newest load that the last hello could tell of */
 };
 
 /* ---- what the coordinator is told ---- */
@@ -108,6 +109,7 @@ static void fill_hello(Strata__V1__HelloRequest *rq, void *arg)
     rq->devices = a->dev_ptr;
     rq->n_devices = a->ndevices;
     a->nres = 0;
+    a->hello_serial = layers_serial(a->layers);
     layers_each(a->layers, add_resident, a);
     free(a->res_ptr);
     a->res_ptr = calloc(a->nres ? a->nres : 1, sizeof(*a->res_ptr));
@@ -145,7 +147,8 @@ static void on_registered(const Strata__V1__HelloReply *r, void *arg)
     for (size_t i = 0; i < r->n_drop; i++) {
         LOG_I(a->env.log, "agent", "nobody wants job=%s layer=%s", r->drop[i]->job, r->drop[i]->layer);
         if (r->drop[i]->layer[0] &&
-            layers_release(a->layers, r->drop[i]->job, r->drop[i]->layer, dropped, a, &e) < 0 &&
+            layers_release(a->layers, r->drop[i]->job, r->drop[i]->layer, r->drop[i]->device, a->hello_serial,
+                           dropped, a, &e) < 0 &&
             e.code != ST_ENOENT)
             LOG_W(a->env.log, "agent", "drop error=\"%s\"", e.text);
     }

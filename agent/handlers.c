@@ -320,7 +320,7 @@ static void on_verify(struct rpc_call *call, const ProtobufCMessage *msg, void *
     struct err e;
     if (!w)
         return;
-    if (layers_verify(h->layers, rq->job, rq->layer, verify_done, w, &e) < 0) {
+    if (layers_verify(h->layers, rq->job, rq->layer, rq->device, verify_done, w, &e) < 0) {
         free(w);
         rpc_fail(call, &e);
         return;
@@ -350,7 +350,7 @@ static void on_release(struct rpc_call *call, const ProtobufCMessage *msg, void 
     struct err e;
     if (!w)
         return;
-    if (layers_release(h->layers, rq->job, rq->layer, release_done, w, &e) < 0) {
+    if (layers_release(h->layers, rq->job, rq->layer, rq->device, UINT64_MAX, release_done, w, &e) < 0) {
         free(w);
         rpc_fail(call, &e);
         return;

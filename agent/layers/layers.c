@@ -254,18 +254,24 @@ static int check_room(const struct layers *ls, const struct layers_load *r, stru
     return ST_OK;
 }
 
-static char *make_key(const char *job, const char *layer, size_t *n)
+static char *make_key(const char *job, const char *layer, const char *device, size_t *n)
 {
     char *k = NULL;
-    int len = asprintf(&k, "%s\n%s", job, layer);
+    int len = asprintf(&k, "%s\n%s\n%s", job, layer, device);
     *n = len < 0 ? 0 : (size_t)len;
     return len < 0 ? NULL : k;
 }
 
-static struct layer *find(const struct layers *ls, const char *job, const char *layer)
+static struct layer *find(const struct layers *ls, const char *job, const char *layer, const char *device)
 {
     size_t n;
-    char *k = make_key(job, layer, &n);
+    if (!device[0]) {
+        for (struct layer *l = ls->head; l; l = l->next)
+            if (l->state == LAYER_RESIDENT && !strcmp(l->job, job) && !strcmp(l->name, layer))
+                return l;
+        return NULL;
+    }
+    char *k = make_key(job, layer, device, &n);
     struct layer *l = k ? map_get(ls->index, k, n) : NULL;
     free(k);
     return l;
@@ -280,11 +286,12 @@ static int layer_new(struct layers *ls, const struct layers_load *r, struct laye
     if (!l)
         return err_set(e, ST_ENOMEM, "no memory to load layer %s", r->layer);
     l->ls = ls;
-    l->key = make_key(r->job, r->layer, &l->key_len);
+    l->key = make_key(r->job, r->layer, r->device, &l->key_len);
     l->job = strdup(r->job);
     l->name = strdup(r->layer);
     l->device = strdup(r->device);
     l->bytes = r->bytes;
+    l->serial = ++ls->serial;
     if (!l->key || !l->job || !l->name || !l->device || map_put(ls->index, l->key, l->key_len, l, NULL) < 0) {
         free(l->key);
         free(l->job);
@@ -310,7 +317,7 @@ int layers_load(struct load **out, struct layers *ls, const struct layers_load *
         return rc;
     if (ls->closing)
         return err_set(e, ST_ECLOSED, "the agent is stopping");
-    struct layer *old = find(ls, r->job, r->layer), *l = NULL;
+    struct layer *old = find(ls, r->job, r->layer, r->device), *l = NULL;
     if (old && old->state != LAYER_RESIDENT)
         return err_reason(e, ST_ECONFLICT, "LAYER_BUSY", "layer %s of job %s is being loaded here already",
                           r->layer, r->job);
@@ -354,10 +361,10 @@ static void verified(void *arg, int rc, const struct err *e, const uint8_t *sha)
         layer_free_memory(l);
 }
 
-int layers_verify(struct layers *ls, const char *job, const char *layer, layers_verify_fn fn, void *arg,
-                  struct err *e)
+int layers_verify(struct layers *ls, const char *job, const char *layer, const char *device,
+                  layers_verify_fn fn, void *arg, struct err *e)
 {
-    struct layer *l = find(ls, job, layer);
+    struct layer *l = find(ls, job, layer, device);
     if (!l || l->state != LAYER_RESIDENT)
         return err_reason(e, ST_ENOENT, "NOT_RESIDENT", "layer %s of job %s is not resident here", layer,
                           job);
@@ -399,8 +406,13 @@ static void release_later(evutil_socket_t fd, short what, void *arg)
     release_put(arg);
 }
 
-int layers_release(struct layers *ls, const char *job, const char *layer, layers_release_fn fn, void *arg,
-                   struct err *e)
+uint64_t layers_serial(const struct layers *ls)
+{
+    return ls->serial;
+}
+
+int layers_release(struct layers *ls, const char *job, const char *layer, const char *device, uint64_t serial,
+                   layers_release_fn fn, void *arg, struct err *e)
 {
     struct release *r = calloc(1, sizeof *r);
     if (!r)
@@ -408,7 +420,8 @@ int layers_release(struct layers *ls, const char *job, const char *layer, layers
     *r = (struct release){.waiting = 1, .fn = fn, .arg = arg};
     for (struct layer *l = ls->head, *next; l; l = next) {
         next = l->next;
-        if (strcmp(l->job, job) == 0 && (!layer[0] || strcmp(l->name, layer) == 0) && release_one(l, r) < 0)
+        if (strcmp(l->job, job) == 0 && (!layer[0] || strcmp(l->name, layer) == 0) &&
+            (!device[0] || strcmp(l->device, device) == 0) && l->serial <= serial && release_one(l, r) < 0)
             r->rc = err_set(&r->e, ST_ENOMEM, "no memory to release all layers of job %s; ask again", job);
     }
     if (r->layers == 0 && r->rc == ST_OK) {

@@ -62,24 +62,29 @@ void layers_free(struct layers *ls);
 /* Ends every load; device memory goes with the workers. */
 void layers_close(struct layers *ls);
 
-/* The request is copied. A layer that is already resident is freed and loaded anew; one that is loading is
- * ST_ECONFLICT. */
+/* The request is copied. A layer that is already resident on that device is freed and loaded anew; one that
+ * is loading is ST_ECONFLICT. The same layer may be on several devices: one that moves is, for a while. */
 int layers_load(struct load **out, struct layers *ls, const struct layers_load *req,
                 const struct layers_load_ops *ops, void *arg, struct err *e) ST_CHECK;
 /* No upcall follows; what was allocated is freed. */
 void layers_load_cancel(struct load *l);
 
-/* Reads a resident layer back from its device. A difference is not an error here: the caller compares. */
+/* Reads a resident layer back from its device; device "" = any that has it. A difference is not an error
+ * here: the caller compares. */
 typedef void (*layers_verify_fn)(void *arg, int rc, const struct err *e, const uint8_t *sha256,
                                  const uint8_t *device_sha256);
-int layers_verify(struct layers *ls, const char *job, const char *layer, layers_verify_fn fn, void *arg,
-                  struct err *e) ST_CHECK;
+int layers_verify(struct layers *ls, const char *job, const char *layer, const char *device,
+                  layers_verify_fn fn, void *arg, struct err *e) ST_CHECK;
 
-/* layer "" = all of the job. Loads of them are cancelled. Answers when the memory is free; ST_ENOENT when
- * there was nothing. fn may be NULL. */
+/* Loads begun so far, counted from 1. */
+uint64_t layers_serial(const struct layers *ls);
+
+/* layer "" = all of the job, device "" = on all devices; only what was begun up to `serial` (UINT64_MAX =
+ * all), so that an answer that was on its way does not undo what was asked meanwhile. Loads are cancelled.
+ * Answers when the memory is free; ST_ENOENT when there was nothing. fn may be NULL. */
 typedef void (*layers_release_fn)(void *arg, int rc, const struct err *e, unsigned layers, uint64_t bytes);
-int layers_release(struct layers *ls, const char *job, const char *layer, layers_release_fn fn, void *arg,
-                   struct err *e) ST_CHECK;
+int layers_release(struct layers *ls, const char *job, const char *layer, const char *device, uint64_t serial,
+                   layers_release_fn fn, void *arg, struct err *e) ST_CHECK;
 
 struct layers_info {
     const char *job, *layer, *device;

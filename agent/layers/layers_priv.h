@@ -17,10 +17,10 @@ struct release_link;
  * memory is free or its worker gone. */
 struct layer {
     struct layers *ls;
-    char *key; /* "job\nlayer" */
+    char *key; /* "job\nlayer\ndevice" */
     size_t key_len;
     char *job, *name, *device;
-    uint64_t bytes;
+    uint64_t bytes, serial;
     uint8_t sha256[32];
     enum layer_state state;
     struct tenant *tenant;
@@ -39,6 +39,7 @@ struct layers {
     struct map *index;
     struct layer *head;
     struct load *loads;
+    uint64_t serial;
     struct event *lost; /* tells of lost layers outside the pool's upcall */
     bool closing;
 };

@@ -427,6 +427,8 @@ static Strata__V1__FetchRequest *copy_request(const struct layers_load *r)
             pv[i] = &v[i];
         }
         f.path = (char *)r->path;
+        f.job = (char *)r->job;
+        f.layer = (char *)r->layer;
         f.bytes = r->bytes;
         f.file_count = r->file_count;
         f.header_sha256 = (ProtobufCBinaryData){.len = 32, .data = (uint8_t *)r->header_sha256};

@@ -212,9 +212,12 @@ static int allowed(struct serve *o, struct rpc_call *call, const Strata__V1__Fet
         return err_reason(e, ST_EDENIED, "TICKET_WRONG_PURPOSE", "the ticket is not for fetching layers");
     if (rq->header_sha256.len != 32)
         return err_set(e, ST_EINVAL, "header_sha256 must have 32 bytes, not %zu", rq->header_sha256.len);
-    if (!str_starts(t.resource, "job/"))
+    char resource[TICKET_RESOURCE_MAX + 1];
+    int n = snprintf(resource, sizeof resource, "job/%s/layer/%s", rq->job, rq->layer);
+    if (n < 0 || (size_t)n >= sizeof resource || strcmp(t.resource, resource))
         return err_reason(e, ST_EDENIED, "TICKET_WRONG_RESOURCE",
-                          "the ticket is for '%s', not for a job's layer", t.resource);
+                          "the ticket is for '%s', not for layer %.64s of job %.64s", t.resource, rq->layer,
+                          rq->job);
     if (rq->bytes > t.limit_bytes)
         return err_reason(e, ST_EDENIED, "TICKET_LIMIT",
                           "the ticket allows %" PRIu64 " bytes, the layer has %" PRIu64, t.limit_bytes,

@@ -305,6 +305,7 @@ static int do_verify(void *ctx, struct topo_node *n, const struct job *j, const 
     Strata__V1__VerifyRequest q = STRATA__V1__VERIFY_REQUEST__INIT;
     q.job = (char *)j->id;
     q.layer = l->id;
+    q.device = strchr(l->device, '/') + 1;
     return start(n, "Verify", RPC_UNARY, &q.base, VERIFY_NS, &verify_ops, a);
 }
 

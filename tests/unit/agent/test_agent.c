@@ -91,6 +91,26 @@ static void nothing(void *arg, int rc, const struct err *e)
     *(bool *)arg = true;
 }
 
+/* What was begun after a hello is not undone by that hello's answer; nor is what is on another device. */
+static void test_release_bounds(void **st)
+{
+    struct world *w = *st;
+    struct layers *ls = agent_layers(w->node[0].agent);
+    Strata__V1__LoadRequest rq;
+    struct err e;
+    uint64_t before = layers_serial(ls);
+    world_load_request(w, "j9", world_small(w), &rq);
+    struct result r = world_load(w, 0, &rq);
+    expect(&r, 0, NULL);
+    assert_int_equal(layers_serial(ls), before + 1);
+    assert_int_equal(layers_release(ls, "j9", rq.layer, "", before, NULL, NULL, &e), ST_ENOENT);
+    assert_int_equal(layers_release(ls, "j9", rq.layer, "cpu:1", UINT64_MAX, NULL, NULL, &e), ST_ENOENT);
+    r = world_verify(w, 0, "j9", rq.layer);
+    expect(&r, 0, NULL);
+    assert_int_equal(layers_release(ls, "j9", rq.layer, "cpu:0", before + 1, NULL, NULL, &e), ST_OK);
+    WAIT(w, layers_device_bytes(ls, "cpu:0") == 0);
+}
+
 /* One byte of device memory changes behind the agent's back. */
 static void test_verify_finds_flip(void **st)
 {
@@ -254,12 +274,14 @@ static void test_refused_requests(void **st)
 
 /* ---- from a peer ---- */
 
-static void make_ticket(struct world *w, struct ticket *t, uint64_t bytes)
+static void make_ticket(struct world *w, struct ticket *t, unsigned layer)
 {
+    const Strata__V1__Layer *l = w->model_info->layers[layer];
+    uint64_t bytes = l->bytes;
     *t = (struct ticket){.purpose = TICKET_FETCH, .limit_bytes = bytes};
     memcpy(t->holder, w->node[1].spki, 32);
     strcpy(t->node, "n0");
-    strcpy(t->resource, "job/j6/layer/x");
+    snprintf(t->resource, sizeof t->resource, "job/j6/layer/%s", l->id);
     t->issued_us = clock_wall_us(clock_system());
     t->expires_us = t->issued_us + 60000000;
     ticket_serial(rng_system(), t->serial);
@@ -289,7 +311,7 @@ static void test_fetch(void **st)
     struct ticket t;
     unsigned which[] = {world_small(w), world_big(w)};
     for (unsigned i = 0; i < 2; i++) {
-        make_ticket(w, &t, w->model_info->layers[which[i]]->bytes);
+        make_ticket(w, &t, which[i]);
         struct result r = fetch(w, which[i], &t, false);
         expect(&r, 0, NULL);
         world_layer_sha(w, which[i], sha);
@@ -308,35 +330,48 @@ static void test_fetch_refused(void **st)
 {
     struct world *w = *st;
     unsigned i = world_small(w);
-    uint64_t bytes = w->model_info->layers[i]->bytes;
     struct ticket t;
     struct result r = fetch(w, i, NULL, false);
     expect(&r, 7, "NO_TICKET");
-    make_ticket(w, &t, bytes);
+    make_ticket(w, &t, i);
     r = fetch(w, i, &t, true);
     expect(&r, 16, "TICKET_FORGED");
-    make_ticket(w, &t, bytes);
+    make_ticket(w, &t, i);
     t.issued_us -= 120000000;
     t.expires_us = t.issued_us + 60000000;
     r = fetch(w, i, &t, false);
     expect(&r, 16, "TICKET_EXPIRED");
-    make_ticket(w, &t, bytes);
+    make_ticket(w, &t, i);
     t.holder[0] ^= 1;
     r = fetch(w, i, &t, false);
     expect(&r, 16, "TICKET_WRONG_HOLDER");
-    make_ticket(w, &t, bytes);
+    make_ticket(w, &t, i);
     strcpy(t.node, "n1");
     r = fetch(w, i, &t, false);
     expect(&r, 16, "TICKET_WRONG_NODE");
-    make_ticket(w, &t, bytes);
+    make_ticket(w, &t, i);
     t.purpose = TICKET_BENCH;
     r = fetch(w, i, &t, false);
     expect(&r, 7, "TICKET_WRONG_PURPOSE");
-    make_ticket(w, &t, bytes);
+    make_ticket(w, &t, i);
     strcpy(t.resource, "gpu/n0/0");
     r = fetch(w, i, &t, false);
     expect(&r, 7, "TICKET_WRONG_RESOURCE");
-    make_ticket(w, &t, bytes - 1);
+    /* A ticket for another layer of the job, for the same layer of another job, and for a longer name. */
+    make_ticket(w, &t, i == world_big(w) ? world_small(w) : world_big(w));
+    t.limit_bytes = UINT32_MAX;
+    r = fetch(w, i, &t, false);
+    expect(&r, 7, "TICKET_WRONG_RESOURCE");
+    make_ticket(w, &t, i);
+    t.resource[5] = '7'; /* job/j7/… */
+    r = fetch(w, i, &t, false);
+    expect(&r, 7, "TICKET_WRONG_RESOURCE");
+    make_ticket(w, &t, i);
+    strcat(t.resource, "x");
+    r = fetch(w, i, &t, false);
+    expect(&r, 7, "TICKET_WRONG_RESOURCE");
+    make_ticket(w, &t, i);
+    t.limit_bytes--;
     r = fetch(w, i, &t, false);
     expect(&r, 7, "TICKET_LIMIT");
     assert_int_equal(layers_device_bytes(agent_layers(w->node[1].agent), "cpu:0"), 0);
@@ -411,17 +446,12 @@ static void test_backoff(void **st)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_load_verify_release),
-        cmocka_unit_test(test_verify_finds_flip),
-        cmocka_unit_test(test_file_changes_meanwhile),
-        cmocka_unit_test(test_release_cancels_load),
-        cmocka_unit_test(test_device_corrupts_load),
-        cmocka_unit_test(test_refused_requests),
-        cmocka_unit_test(test_fetch),
-        cmocka_unit_test(test_fetch_refused),
-        cmocka_unit_test(test_worker_dies),
-        cmocka_unit_test(test_reconnects_and_drops),
-        cmocka_unit_test(test_backoff),
+        cmocka_unit_test(test_load_verify_release),    cmocka_unit_test(test_verify_finds_flip),
+        cmocka_unit_test(test_file_changes_meanwhile), cmocka_unit_test(test_release_cancels_load),
+        cmocka_unit_test(test_device_corrupts_load),   cmocka_unit_test(test_refused_requests),
+        cmocka_unit_test(test_release_bounds),         cmocka_unit_test(test_fetch),
+        cmocka_unit_test(test_fetch_refused),          cmocka_unit_test(test_worker_dies),
+        cmocka_unit_test(test_reconnects_and_drops),   cmocka_unit_test(test_backoff),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
