@@ -323,8 +323,8 @@ static void on_release_done(struct rpc_call *call, const struct rpc_status *st, 
 
 static const struct rpc_call_ops release_ops = {.on_done = on_release_done};
 
-static int do_release(void *ctx, struct topo_node *n, const char *job, const char *layer, jobs_call_fn fn,
-                      void *arg)
+static int do_release(void *ctx, struct topo_node *n, const char *job, const char *layer, const char *device,
+                      jobs_call_fn fn, void *arg)
 {
     (void)ctx;
     struct ask *a = calloc(1, sizeof *a);
@@ -335,6 +335,7 @@ static int do_release(void *ctx, struct topo_node *n, const char *job, const cha
     Strata__V1__ReleaseRequest q = STRATA__V1__RELEASE_REQUEST__INIT;
     q.job = (char *)job;
     q.layer = (char *)(layer ? layer : "");
+    q.device = device ? strchr(device, '/') + 1 : (char *)"";
     return start(n, "Release", RPC_UNARY, &q.base, RELEASE_NS, &release_ops, a);
 }
 

@@ -16,7 +16,7 @@
 
 #define MAX_TRIES 64 /* each new one means that another job got through */
 
-static const struct plan_placement *placement_of(const struct plan *p, const char *layer)
+const struct plan_placement *plan_placement_of(const struct plan *p, const char *layer)
 {
     for (size_t i = 0; i < p->n_placements; i++)
         if (!strcmp(p->placements[i].layer, layer))
@@ -40,7 +40,7 @@ int job_take_memory(struct job *j, const struct plan *p, struct err *e)
         double rest = st->memory_bytes;
         struct job_layer *first = NULL;
         for (size_t i = 0; i < st->n_layers; i++) {
-            const struct plan_placement *pl = placement_of(p, st->layers[i]);
+            const struct plan_placement *pl = plan_placement_of(p, st->layers[i]);
             struct job_layer *l = layer_of(j, st->layers[i]);
             if (!pl || !l)
                 return err_set(e, ST_EINTERNAL, "the plan does not fit the model: layer %s", st->layers[i]);
@@ -56,24 +56,61 @@ int job_take_memory(struct job *j, const struct plan *p, struct err *e)
     return ST_OK;
 }
 
-static int take_plan(struct job *j, const struct plan *p, struct err *e)
+int job_take_plan_json(struct job *j, const struct plan *p, struct err *e)
 {
     struct buf b = {0};
+    char *text = NULL;
     int rc = plan_to_json(p, &b);
-    free(j->plan_json);
-    j->plan_json = NULL;
-    if (rc == ST_OK && !(j->plan_json = strdup(buf_cstr(&b))))
+    if (rc == ST_OK && !(text = strdup(buf_cstr(&b))))
         rc = ST_ENOMEM;
     buf_fini(&b);
+    if (rc < 0)
+        return err_set(e, rc, "no memory for the plan");
+    free(j->plan_json);
+    j->plan_json = text;
+    return ST_OK;
+}
+
+int job_take_plan(struct job *j, const struct plan *p, struct err *e)
+{
+    int rc = job_take_plan_json(j, p, e);
     for (size_t i = 0; i < j->nlayers && rc == ST_OK; i++) {
-        const struct plan_placement *pl = placement_of(p, j->layers[i].id);
+        const struct plan_placement *pl = plan_placement_of(p, j->layers[i].id);
         if (!pl)
             return err_set(e, ST_EINTERNAL, "the plan leaves out layer %s", j->layers[i].id);
+        char *device = strdup(pl->device);
+        if (!device)
+            return err_set(e, ST_ENOMEM, "no memory for the plan");
         free(j->layers[i].device);
-        if (!(j->layers[i].device = strdup(pl->device)))
-            rc = ST_ENOMEM;
+        j->layers[i].device = device;
     }
-    return rc < 0 ? err_set(e, rc, "no memory for the plan") : job_take_memory(j, p, e);
+    return rc < 0 ? rc : job_take_memory(j, p, e);
+}
+
+void job_list(struct job *j)
+{
+    struct jobs *js = j->jobs;
+    j->next = js->head;
+    js->head = j;
+    job_account_resident(js);
+}
+
+void job_txn_plan(struct store_txn *t, const struct job *j, const struct plan *p)
+{
+    struct event_meta m = {0};
+    store_txn_plan_put(t, &(struct store_plan){.id = j->id,
+                                               .job = j->id,
+                                               .goal = plan_goal_name(j->spec.goal),
+                                               .doc = j->plan_json,
+                                               .doc_len = strlen(j->plan_json),
+                                               .created_us = jobs_now(j->jobs)});
+    event_meta_str(&m, "goal", plan_goal_name(j->spec.goal));
+    event_meta_str(&m, "solver", p->solver);
+    event_meta_f64(&m, "objective", p->objective);
+    event_meta_f64(&m, "bound", p->lower_bound);
+    event_meta_f64(&m, "gap", p->gap);
+    job_event(t, j, EV_PLAN_CREATED, EVENT_SUCCESS, NULL, event_meta_text(&m), NULL);
+    event_meta_fini(&m);
 }
 
 /* ---- reserved bytes: counted from here on ---- */
@@ -106,14 +143,12 @@ uint64_t jobs_used_bytes(struct jobs *js, const char *principal)
     return n;
 }
 
-/* Does what was planned on an earlier snapshot still fit? */
-static bool still_fits(struct submission *s)
+bool job_still_fits(const struct job *j)
 {
-    struct job *j = s->j;
-    struct jobs *js = s->js;
+    struct jobs *js = j->jobs;
     const struct policy *pol = js->cfg.policy(js->cfg.policy_ctx, j->principal);
     if (pol && pol->has_quota) {
-        uint64_t used = jobs_used_bytes(js, j->principal), ask = job_held_bytes(j);
+        uint64_t ask = job_held_bytes(j), used = jobs_used_bytes(js, j->principal) - (j->sub ? ask : 0);
         if (used > pol->quota_bytes || ask > pol->quota_bytes - used)
             return false;
     }
@@ -142,10 +177,8 @@ static void reserved(void *arg, int rc, const struct err *e)
         return;
     }
     struct job *j = s->j;
-    j->next = js->head;
-    js->head = j;
     j->state = JOB_RESERVED;
-    job_account_resident(js);
+    job_list(j);
     LOG_I(js->cfg.log, "jobs", "job=%s principal=%s model=%s reserved layers=%zu", j->id, j->principal,
           j->name, j->nlayers);
     submission_end(s, j, NULL);
@@ -180,12 +213,6 @@ static void reserve(struct submission *s, const struct plan *p)
                                                 .updated_us = j->updated_us});
     for (size_t i = 0; i < j->nlayers; i++)
         job_store_layer(t, j, &j->layers[i]);
-    store_txn_plan_put(t, &(struct store_plan){.id = j->id,
-                                               .job = j->id,
-                                               .goal = plan_goal_name(j->spec.goal),
-                                               .doc = j->plan_json,
-                                               .doc_len = strlen(j->plan_json),
-                                               .created_us = j->created_us});
     struct event_meta m = {0};
     event_meta_str(&m, "model", j->name);
     event_meta_u64(&m, "layers", j->nlayers);
@@ -193,13 +220,7 @@ static void reserve(struct submission *s, const struct plan *p)
     event_meta_str(&m, "goal", plan_goal_name(j->spec.goal));
     job_event(t, j, EV_JOB_SUBMITTED, EVENT_SUCCESS, NULL, event_meta_text(&m), NULL);
     event_meta_fini(&m);
-    event_meta_str(&m, "goal", plan_goal_name(j->spec.goal));
-    event_meta_str(&m, "solver", p->solver);
-    event_meta_f64(&m, "objective", p->objective);
-    event_meta_f64(&m, "bound", p->lower_bound);
-    event_meta_f64(&m, "gap", p->gap);
-    job_event(t, j, EV_PLAN_CREATED, EVENT_SUCCESS, NULL, event_meta_text(&m), NULL);
-    event_meta_fini(&m);
+    job_txn_plan(t, j, p);
     event_meta_u64(&m, "bytes", job_total_bytes(j));
     job_event(t, j, EV_JOB_RESERVED, EVENT_SUCCESS, NULL, event_meta_text(&m), NULL);
     event_meta_fini(&m);
@@ -226,31 +247,96 @@ static void audit_rejected(struct jobs *js, const struct job *j, const struct er
     event_meta_fini(&m);
 }
 
+static void refuse(struct submission *s, const struct err *e)
+{
+    struct jobs *js = s->js;
+    const struct job *j = s->j;
+    const struct policy *pol = js->cfg.policy(js->cfg.policy_ctx, j->principal);
+    struct store_txn *t = NULL;
+    audit_rejected(js, j, e);
+    if (pol && pol->has_quota && job_total_bytes(j) > pol->quota_bytes && (t = store_txn_new())) {
+        struct event_meta m = {0};
+        event_meta_u64(&m, "bytes", job_total_bytes(j));
+        event_meta_u64(&m, "used", jobs_used_bytes(js, j->principal));
+        event_meta_u64(&m, "quota", pol->quota_bytes);
+        job_event(t, j, EV_SECURITY_QUOTA_EXCEEDED, EVENT_DENIED, NULL, event_meta_text(&m), e->text);
+        event_meta_fini(&m);
+        if (jobs_store(js, t, NULL, NULL) < 0)
+            LOG_E(js->cfg.log, "jobs", "denial not recorded principal=%s", j->principal);
+    }
+    submission_end(s, NULL, e);
+}
+
+/* It does not fit. Would it ever; does anybody have to make room? */
+static void no_room(struct submission *s, const struct err *e)
+{
+    if (s->stage == PLAN_NOW)
+        s->why = *e;
+    if (s->kind == SUB_NEW && s->stage == PLAN_NOW)
+        s->stage = PLAN_WHOLE;
+    else if (s->kind == SUB_QUEUED && s->stage == PLAN_NOW && queue_wants_preempt(s))
+        s->stage = PLAN_PREEMPT;
+    else if (s->kind == SUB_QUEUED) {
+        queue_ended(s, &s->why);
+        return;
+    } else {
+        refuse(s, e);
+        return;
+    }
+    submission_plan(s);
+}
+
+static void new_planned(struct submission *s, const struct plan *p)
+{
+    struct err e = {0};
+    struct job *j = s->j;
+    int rc = job_take_plan(j, p, &e);
+    bool whole = s->stage == PLAN_WHOLE;
+    if (rc == ST_OK && whole) {
+        j->state = JOB_QUEUED;
+        str_copy(j->reason, sizeof j->reason, s->why.text);
+    }
+    if (rc == ST_OK && !whole && !s->dry_run && !job_still_fits(j)) {
+        if (++s->tries < MAX_TRIES) {
+            submission_plan(s);
+            return;
+        }
+        rc = err_reason(&e, ST_ECONFLICT, "BUSY",
+                        "other jobs took the memory of %u plans in a row: submit it again", s->tries);
+    }
+    if (rc < 0)
+        refuse(s, &e);
+    else if (s->dry_run)
+        submission_end(s, j, NULL);
+    else if (whole)
+        queue_store(s);
+    else
+        reserve(s, p);
+}
+
 static void planned(void *arg, int rc, const struct err *e, struct plan *p)
 {
     struct submission *s = arg;
     struct err own = *e;
-    if (rc == ST_OK)
-        rc = take_plan(s->j, p, &own);
-    else if (rc == ST_EINFEASIBLE && p && p->has_shortfall)
+    if (rc == ST_EINFEASIBLE && p && p->has_shortfall)
         err_reason(&own, rc, "INFEASIBLE", "no plan fits: %s, short of %llu bytes at %s. %s",
                    plan_shortfall_name(p->shortfall.kind), (unsigned long long)p->shortfall.bytes,
                    p->shortfall.where ? p->shortfall.where : "the cluster",
                    p->shortfall.hint ? p->shortfall.hint : "");
-    bool again = rc == ST_OK && !s->dry_run && !still_fits(s);
-    if (again && ++s->tries >= MAX_TRIES)
-        rc = err_reason(&own, ST_ECONFLICT, "BUSY",
-                        "other jobs took the memory of %u plans in a row: submit it again", s->tries);
-    if (rc < 0) {
-        audit_rejected(s->js, s->j, &own);
-        submission_end(s, NULL, &own);
-    } else if (again) {
-        submission_plan(s);
-    } else if (s->dry_run) {
-        submission_end(s, s->j, NULL);
-    } else {
-        reserve(s, p);
-    }
+    if (s->kind == SUB_HEAL || s->kind == SUB_MOVE)
+        replan_planned(s, rc, &own, p);
+    else if (rc == ST_EINFEASIBLE)
+        no_room(s, &own);
+    else if (s->kind == SUB_QUEUED && rc < 0)
+        queue_ended(s, &own);
+    else if (s->kind == SUB_QUEUED && s->stage == PLAN_PREEMPT)
+        queue_preempt(s, p);
+    else if (s->kind == SUB_QUEUED)
+        queue_admit(s, p);
+    else if (rc < 0)
+        refuse(s, &own);
+    else
+        new_planned(s, p);
     plan_free(p);
 }
 
@@ -284,55 +370,106 @@ static int make_request(const struct job_spec *sp, struct request **out)
     return ST_OK;
 }
 
-/* The version that most nodes have becomes the job's. */
-static void take_found(struct submission *s)
+static struct found *same_model(struct submission *s)
 {
-    struct found *f = &s->found[0];
-    for (size_t i = 1; i < s->nfound; i++)
+    for (size_t i = 0; i < s->nfound; i++)
+        if (!memcmp(s->found[i].header, s->j->header_sha256, 32))
+            return &s->found[i];
+    return NULL;
+}
+
+/* A new job takes the version that most nodes have; one that exists only its own. */
+static int take_found(struct submission *s, struct err *e)
+{
+    struct job *j = s->j;
+    struct found *f = s->kind == SUB_NEW ? &s->found[0] : same_model(s);
+    if (!f)
+        return err_reason(
+            e, ST_ECONFLICT, "MODEL_CHANGED",
+            "the model %s is no longer what was submitted, on every node that has it: put the old file "
+            "back, or cancel the job",
+            j->spec.path);
+    for (size_t i = 0; s->kind == SUB_NEW && i < s->nfound; i++)
         if (s->found[i].nnodes > f->nnodes)
             f = &s->found[i];
-    struct job *j = s->j;
+    for (size_t i = 0; i < j->nsources; i++)
+        free(j->sources[i]);
+    free(j->sources);
+    j->sources = f->nodes;
+    j->nsources = f->nnodes;
+    f->nodes = NULL;
+    f->nnodes = 0;
+    s->model = f;
+    if (s->kind != SUB_NEW)
+        return ST_OK;
     memcpy(j->header_sha256, f->header, 32);
     j->nfiles = f->nfiles;
     j->layers = f->layers;
     j->nlayers = f->nlayers;
-    j->sources = f->nodes;
-    j->nsources = f->nnodes;
     f->layers = NULL;
-    f->nodes = NULL;
-    f->nlayers = f->nnodes = 0;
-    s->model = f;
+    f->nlayers = 0;
+    return ST_OK;
+}
+
+/* What its owner may still hold; with `whole`, all that he ever may. */
+static double quota_left(const struct submission *s, const struct policy *pol)
+{
+    uint64_t used = s->stage == PLAN_WHOLE ? 0 : jobs_used_bytes(s->js, s->j->principal);
+    for (const struct job *j = s->js->head; j && s->stage == PLAN_PREEMPT; j = j->next)
+        if (j->victim && !strcmp(j->principal, s->j->principal))
+            used -= job_held_bytes(j);
+    return used < pol->quota_bytes ? (double)(pol->quota_bytes - used) : 0;
+}
+
+static int make_problem(struct submission *s, struct cluster **c, struct model **m, struct request **r,
+                        struct err *e)
+{
+    struct job *j = s->j;
+    const struct policy *pol = s->js->cfg.policy(s->js->cfg.policy_ctx, j->principal);
+    bool replan = s->kind == SUB_HEAL || s->kind == SUB_MOVE;
+    const struct snapshot_opts o = {.policy = pol,
+                                    .whole = s->stage == PLAN_WHOLE,
+                                    .victims = s->stage == PLAN_PREEMPT,
+                                    .own = replan ? j : NULL};
+    int rc = snapshot_build(s->js, &o, c, e);
+    if (rc < 0)
+        return rc;
+    if ((rc = model_read_json(s->model->model_json, strlen(s->model->model_json), j->spec.path, m, e)) < 0)
+        return rc;
+    if (make_request(&j->spec, r) < 0)
+        return err_set(e, ST_ENOMEM, "no memory for the request");
+    if (replan) /* its bytes are its own already */
+        return replan_request(s, *m, *c, *r, e);
+    if (pol && pol->has_quota)
+        (*r)->max_total_bytes = quota_left(s, pol);
+    return ST_OK;
 }
 
 void submission_plan(struct submission *s)
 {
     struct jobs *js = s->js;
     struct job *j = s->j;
-    struct err e;
-    if (!s->model)
-        take_found(s);
-    const struct policy *pol = js->cfg.policy(js->cfg.policy_ctx, j->principal);
+    struct err e = {0};
     struct cluster *c = NULL;
     struct model *m = NULL;
     struct request *r = NULL;
-    int rc = jobs_snapshot(js, pol, &c, &e);
-    if (rc == ST_OK && (rc = model_read_json(s->model->model_json, strlen(s->model->model_json), j->spec.path,
-                                             &m, &e)) == ST_OK)
-        rc = make_request(&j->spec, &r) < 0 ? err_set(&e, ST_ENOMEM, "no memory for the request") : ST_OK;
-    if (rc < 0) {
+    int rc = js->stopping ? err_set(&e, ST_ECLOSED, "the coordinator stops") : ST_OK;
+    if (rc == ST_OK && !s->model)
+        rc = take_found(s, &e);
+    if (rc == ST_OK)
+        rc = make_problem(s, &c, &m, &r, &e);
+    if (rc == ST_OK) {
+        str_copy(j->name, sizeof j->name, m->name);
+        rc = jobs_plan(js, c, m, r, j->spec.goal, planned, s);
+        if (rc == ST_OK)
+            return;
+        err_set(&e, rc, "no memory for the planner");
+    } else {
         cluster_free(c);
         model_free(m);
-        submission_end(s, NULL, &e);
-        return;
+        if (r)
+            request_fini(r);
+        free(r);
     }
-    if (pol && pol->has_quota) {
-        uint64_t used = jobs_used_bytes(js, j->principal);
-        r->max_total_bytes = used < pol->quota_bytes ? (double)(pol->quota_bytes - used) : 0;
-    }
-    str_copy(j->name, sizeof j->name, m->name);
-    rc = jobs_plan(js, c, m, r, j->spec.goal, planned, s);
-    if (rc < 0) {
-        err_set(&e, rc, "no memory for the planner");
-        submission_end(s, NULL, &e);
-    }
+    planned(s, rc, &e, NULL);
 }

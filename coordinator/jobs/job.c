@@ -83,6 +83,7 @@ void job_free(struct job *j)
     job_spec_fini(&j->spec);
     job_layers_free(j->layers, j->nlayers);
     free_list(j->sources, j->nsources);
+    shifts_free(j);
     free(j->plan_json);
     free(j);
 }
@@ -99,7 +100,7 @@ uint64_t job_held_bytes(const struct job *j)
 {
     uint64_t n = 0;
     for (size_t i = 0; i < j->nlayers; i++)
-        n += j->layers[i].mem;
+        n += j->layers[i].device[0] ? j->layers[i].mem : 0;
     return n;
 }
 
@@ -156,13 +157,32 @@ void jobs_stop(struct jobs *js)
         js->stopping = true;
 }
 
+#define TRY_NS (5 * NS_PER_S)
+
+void jobs_room_changed(struct jobs *js)
+{
+    js->room++;
+}
+
 void jobs_tick(struct jobs *js)
 {
-    for (struct job *j = js->head; j; j = j->next)
+    uint64_t now = clock_ns(js->cfg.clock);
+    if (js->stopping)
+        return;
+    if (now >= js->next_try_ns) {
+        js->next_try_ns = now + TRY_NS;
+        js->room++;
+    }
+    for (struct job *j = js->head; j; j = j->next) {
         if (j->stalled) {
             j->stalled = false;
             job_pump(j);
+        } else if (j->state == JOB_DEGRADED) {
+            job_pump(j);
         }
+    }
+    drain_run(js);
+    queue_run(js);
 }
 
 int jobs_store(struct jobs *js, struct store_txn *t, store_done_fn done, void *arg)
@@ -229,8 +249,13 @@ static int load_layer(void *arg, const struct store_layer *r)
     struct job *j = jobs_find(ld->js, r->job);
     for (size_t i = 0; j && i < j->nlayers; i++) {
         struct job_layer *l = &j->layers[i];
-        if (strcmp(l->id, r->layer) || strcmp(l->device, r->device))
+        if (strcmp(l->id, r->layer))
             continue;
+        char *device = strdup(r->device);
+        if (!device)
+            return err_set(ld->e, ST_ENOMEM, "no memory for job %s", r->job);
+        free(l->device);
+        l->device = device;
         size_t n = 0;
         l->state = r->state == LAYER_LOADING ? LAYER_LOST : (enum layer_state)r->state;
         l->has_sha = hex_decode(l->sha256, sizeof l->sha256, r->checksum, &n) == ST_OK && n == 32;

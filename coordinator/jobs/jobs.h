@@ -33,7 +33,11 @@ struct job_spec {
     char **allow, **deny;
     size_t nallow, ndeny;
     uint32_t min_nodes, max_stages;
+    int32_t priority; /* JOB_PRIORITY_MIN … MAX; a higher one is admitted first */
+    bool preemptible; /* may be put back into the queue by a job of higher priority */
 };
+#define JOB_PRIORITY_MIN (-1000)
+#define JOB_PRIORITY_MAX 1000
 int job_spec_copy(struct job_spec *dst, const struct job_spec *src) ST_CHECK;
 void job_spec_fini(struct job_spec *s);
 
@@ -42,7 +46,7 @@ struct job_piece {
     uint64_t offset, length;
 };
 struct job_layer {
-    char *id, *device; /* device: cluster-wide id */
+    char *id, *device; /* device: cluster-wide id; "" while the job has no place */
     enum layer_state state;
     uint64_t bytes, loaded; /* loaded: of the load in flight */
     uint64_t mem;    /* bytes it counts on its device: weights, cache, its stage's scratch; ≥ bytes */
@@ -54,7 +58,23 @@ struct job_layer {
     size_t npieces;
     void *call; /* the load in flight, for jobs_agents.cancel; NULL = none */
 };
+/* A layer on its way from where it serves to another device: copied, verified, switched, then the old copy is
+ * freed. `copy` is what is being loaded; until the switch is on disk the job's own layer is untouched. */
+enum shift_state { SHIFT_COPY, SHIFT_SWITCH, SHIFT_FREE, SHIFT_DROP };
+struct job_shift {
+    struct job *j;
+    struct job_layer *l;   /* the job's */
+    struct job_layer copy; /* device: where it goes; id and pieces are the job's layer's */
+    char old[96];          /* device of the copy that is to be freed */
+    enum shift_state state;
+    bool lost;  /* the new copy went while its switch was on its way to disk */
+    bool asked; /* a release is in flight */
+    uint64_t started_ns;
+    char peer[64];
+    struct job_shift *next;
+};
 struct job_ask;
+struct submission;
 struct job {
     char id[40], principal[80], name[128];
     struct job_spec spec;
@@ -71,11 +91,16 @@ struct job {
     size_t nlayers;
     struct jobs *jobs;
     struct job *next;
-    unsigned loads, releases; /* calls to agents in flight */
-    struct job_ask *cancels;  /* who waits for the release to be under way */
-    bool stalled;             /* something was refused: jobs_tick tries again */
-    bool fail_pending;        /* releasing because it failed, not because it was cancelled */
-    bool want_degrade;        /* asked for while another move was on its way to disk */
+    unsigned loads, releases;    /* calls to agents in flight */
+    struct job_ask *cancels;     /* who waits for the release to be under way */
+    bool stalled;                /* something was refused: jobs_tick tries again */
+    struct submission *sub;      /* a plan for it is being made; NULL = none */
+    struct job_shift *shifts;    /* layers on their way */
+    unsigned moved, move_failed; /* layers of the migration under way */
+    uint64_t tried;              /* the room's last change that its place was looked for after */
+    bool victim;                 /* its bytes count as free while a plan for another is made */
+    bool fail_pending;           /* releasing because it failed, not because it was cancelled */
+    bool want_degrade;           /* asked for while another move was on its way to disk */
 };
 uint64_t job_total_bytes(const struct job *j);
 uint64_t job_loaded_bytes(const struct job *j);
@@ -112,9 +137,9 @@ struct jobs_agents {
     void (*cancel)(void *ctx, void *call);
     int (*verify)(void *ctx, struct topo_node *n, const struct job *j, const struct job_layer *l,
                   jobs_verify_fn fn, void *arg);
-    /* layer NULL = all of the job's on that node */
-    int (*release)(void *ctx, struct topo_node *n, const char *job, const char *layer, jobs_call_fn fn,
-                   void *arg);
+    /* layer NULL = all of the job's on that node; device (cluster-wide id) NULL = on all its devices */
+    int (*release)(void *ctx, struct topo_node *n, const char *job, const char *layer, const char *device,
+                   jobs_call_fn fn, void *arg);
 };
 
 typedef void (*jobs_planned_fn)(void *arg, int rc, const struct err *e, struct plan *p); /* p: the callee's */
@@ -159,11 +184,21 @@ struct job *jobs_first(struct jobs *js); /* newest first; then ->next */
 
 /* j is borrowed for the callback; for a dry run it is not kept. NULL j with *e on failure. */
 typedef void (*jobs_submit_fn)(void *arg, const struct job *j, const struct err *e);
-/* Answers once: with the job durably reserved, or refused with *e. Repeated with the same request_id (NULL or
+/* Answers once: with the job durably reserved, or queued because it would fit but does not now, or refused
+ * with *e. Repeated with the same request_id (NULL or
  * "" = none) by the same principal it answers with the same job, also after a restart, for a day; another
  * submission under that id is ST_ECONFLICT. */
 void jobs_submit(struct jobs *js, const struct job_spec *s, const char *principal, const char *request_id,
                  bool dry_run, jobs_submit_fn fn, void *arg);
+/* Moves the layers first … last, in the job's order, to a device while they serve where they are. Answers
+ * once the migration is durably under way; its end shows in the job's state. ST_ECONFLICT unless the job is
+ * ready. */
+void jobs_move(struct jobs *js, struct job *j, const char *first, const char *last, const char *to,
+               const char *principal, jobs_call_fn fn, void *arg);
+/* Something may fit now that did not: a policy changed, a device has more memory free. */
+void jobs_room_changed(struct jobs *js);
+/* Layers of jobs that lie on, or go to, this node, and their bytes. */
+size_t jobs_on_node(struct jobs *js, const char *node, uint64_t *bytes);
 /* Answers once the release is durably under way; loads in flight are cancelled, not waited for. */
 void jobs_cancel(struct jobs *js, struct job *j, const char *principal, jobs_call_fn fn, void *arg);
 /* Re-reads every resident layer on its device. ST_ECORRUPT when one differs: it is then lost and reloaded. */

@@ -9,7 +9,6 @@
 #include "common/base/str.h"
 #include "coordinator/jobs/jobs_priv.h"
 
-#define LOADS_PER_NODE 2 /* of one job at once: one reads while the other writes */
 #define MAX_ATTEMPTS 3
 
 struct call {
@@ -20,15 +19,34 @@ struct call {
     uint64_t started_ns;
 };
 
-static struct topo_node *layer_node(const struct job *j, const struct job_layer *l)
+struct topo_node *layer_node(const struct job *j, const struct job_layer *l)
 {
     struct topo_node *n = NULL;
     return topo_device(j->jobs->cfg.topo, l->device, &n) ? n : NULL;
 }
 
-static bool reachable(const struct topo_node *n)
+bool node_reachable(const struct topo_node *n)
 {
     return n && n->user && n->state != TOPO_LOST;
+}
+
+static void count_layer(struct jobs *js, const struct job_layer *l, const char *device)
+{
+    struct topo_device *d = topo_device(js->cfg.topo, device, NULL);
+    if (!d)
+        return;
+    d->reserved_bytes += l->mem;
+    if (l->state == LAYER_VERIFIED || l->state == LAYER_LOADING)
+        d->resident_bytes += l->bytes;
+}
+
+static void count_copy(struct jobs *js, const struct job_layer *l, const char *device)
+{
+    struct topo_device *d = topo_device(js->cfg.topo, device, NULL);
+    if (!d)
+        return;
+    d->reserved_bytes += l->bytes;
+    d->resident_bytes += l->bytes;
 }
 
 /* Recounted from the layers, never kept as a counter that could drift. */
@@ -42,21 +60,25 @@ void job_account_resident(struct jobs *js)
     for (struct job *j = js->head; j; j = j->next) {
         if (job_ended(j->state))
             continue;
-        for (size_t i = 0; i < j->nlayers; i++) {
-            struct topo_device *d = topo_device(js->cfg.topo, j->layers[i].device, NULL);
-            if (!d)
-                continue;
-            d->reserved_bytes += j->layers[i].mem;
-            if (j->layers[i].state == LAYER_VERIFIED || j->layers[i].state == LAYER_LOADING)
-                d->resident_bytes += j->layers[i].bytes;
+        for (size_t i = 0; i < j->nlayers; i++)
+            count_layer(js, &j->layers[i], j->layers[i].device);
+        for (const struct job_shift *h = j->shifts; h; h = h->next) {
+            if (h->state != SHIFT_FREE)
+                count_layer(js, &h->copy, h->copy.device);
+            else if (strcmp(h->old, h->l->device)) /* still there until it is freed */
+                count_copy(js, h->l, h->old);
         }
     }
     for (struct submission *s = js->holding; s; s = s->next_holding)
-        for (size_t i = 0; i < s->j->nlayers; i++) {
-            struct topo_device *d = topo_device(js->cfg.topo, s->j->layers[i].device, NULL);
-            if (d)
-                d->reserved_bytes += s->j->layers[i].mem;
-        }
+        for (size_t i = 0; i < s->j->nlayers; i++)
+            count_layer(js, &s->j->layers[i], s->j->layers[i].device);
+    uint64_t sum = 0;
+    for (size_t i = 0; i < topo_count(js->cfg.topo); i++)
+        for (size_t k = 0; k < topo_at(js->cfg.topo, i)->ndevices; k++)
+            sum += topo_at(js->cfg.topo, i)->devices[k].reserved_bytes;
+    if (sum < js->reserved)
+        js->room++;
+    js->reserved = sum;
 }
 
 static bool is_source(const struct job *j, const char *node)
@@ -73,10 +95,17 @@ static struct topo_node *pick_peer(const struct job *j, const struct job_layer *
     size_t at = (size_t)(l - j->layers) + l->attempts;
     for (size_t i = 0; i < j->nsources; i++) {
         struct topo_node *n = topo_node(j->jobs->cfg.topo, j->sources[(at + i) % j->nsources]);
-        if (reachable(n) && n->peer_address[0])
+        if (node_reachable(n) && n->peer_address[0])
             return n;
     }
     return NULL;
+}
+
+bool layer_source(const struct job *j, const struct job_layer *l, const struct topo_node *n,
+                  struct topo_node **peer)
+{
+    *peer = NULL;
+    return is_source(j, n->name) || (*peer = pick_peer(j, l));
 }
 
 static void layer_verified(struct job *j, struct job_layer *l, const struct call *c)
@@ -150,7 +179,7 @@ static void layer_failed(struct job *j, struct job_layer *l, const struct err *e
 }
 
 /* A layer's bytes are the same whoever read them: two sources that disagree mean that a file changed. */
-static int check_digests(struct job_layer *l, const struct jobs_load_event *ev, struct err *e)
+int layer_digests(struct job_layer *l, const struct jobs_load_event *ev, struct err *e)
 {
     if (memcmp(ev->sha256, ev->device_sha256, 32))
         return err_reason(e, ST_ECORRUPT, "CHECKSUM_MISMATCH",
@@ -179,7 +208,7 @@ static void on_load(void *arg, const struct jobs_load_event *ev)
     l->call = NULL;
     int rc = ev->rc;
     if (rc == ST_OK)
-        rc = check_digests(l, ev, &e);
+        rc = layer_digests(l, ev, &e);
     else
         e = *ev->e;
     if (rc == ST_OK)
@@ -212,7 +241,7 @@ static void on_layer_released(void *arg, int rc, const struct err *e)
 static void start_load(struct job *j, struct job_layer *l, struct topo_node *n)
 {
     struct topo_node *peer = NULL;
-    if (!is_source(j, n->name) && !(peer = pick_peer(j, l)))
+    if (!layer_source(j, l, n, &peer))
         return; /* nobody who has the file is there: wait for one */
     struct call *c = calloc(1, sizeof *c);
     if (!c)
@@ -221,7 +250,8 @@ static void start_load(struct job *j, struct job_layer *l, struct topo_node *n)
     int rc;
     bool release = l->release_first;
     if (release) {
-        rc = j->jobs->cfg.agents->release(j->jobs->cfg.agents_ctx, n, j->id, l->id, on_layer_released, c);
+        rc = j->jobs->cfg.agents->release(j->jobs->cfg.agents_ctx, n, j->id, l->id, l->device,
+                                          on_layer_released, c);
     } else {
         if (peer)
             str_copy(c->peer, sizeof c->peer, peer->name);
@@ -247,7 +277,7 @@ static void on_released(void *arg, int rc, const struct err *e)
         LOG_W(j->jobs->cfg.log, "jobs",
               "release not confirmed job=%s node=%s error=%s; asked again, or dropped when the node is back",
               j->id, c->peer, e->text);
-        for (size_t k = 0; k < j->nlayers && reachable(n) && n->epoch == c->epoch; k++)
+        for (size_t k = 0; k < j->nlayers && node_reachable(n) && n->epoch == c->epoch; k++)
             if (layer_node(j, &j->layers[k]) == n) {
                 j->layers[k].state = LAYER_LOST;
                 j->stalled = true;
@@ -265,7 +295,7 @@ static bool release_node(struct job *j, struct topo_node *n)
         return false;
     *c = (struct call){.j = j, .epoch = n->epoch};
     str_copy(c->peer, sizeof c->peer, n->name);
-    if (j->jobs->cfg.agents->release(j->jobs->cfg.agents_ctx, n, j->id, NULL, on_released, c) < 0) {
+    if (j->jobs->cfg.agents->release(j->jobs->cfg.agents_ctx, n, j->id, NULL, NULL, on_released, c) < 0) {
         free(c);
         return false;
     }
@@ -276,35 +306,96 @@ static bool release_node(struct job *j, struct topo_node *n)
     return true;
 }
 
-/* Every node that may hold something is told; one that cannot be is told at its next hello. */
-static void pump_release(struct job *j)
+static void degrade(struct job *j)
+{
+    for (size_t i = 0; i < j->nlayers; i++) {
+        struct job_layer *l = &j->layers[i];
+        bool here = node_reachable(layer_node(j, l));
+        if (l->state != LAYER_LOST && !(l->state == LAYER_PLANNED && !here))
+            continue;
+        job_move(j, JOB_DEGRADED, here ? "LAYER_LOST" : "NODE_LOST", NULL, "layer %s is not on %s: %s", l->id,
+                 l->device,
+                 here ? "it is loaded again" : "its node is lost; it is loaded when the node is back");
+        return;
+    }
+}
+
+/* Every node that may hold something is told; one that cannot be is told at its next hello. True when all is
+ * done. */
+static bool release_all(struct job *j)
 {
     const struct jobs_cfg *cfg = &j->jobs->cfg;
     for (size_t i = 0; i < j->nlayers; i++)
         if (j->layers[i].call)
             cfg->agents->cancel(cfg->agents_ctx, j->layers[i].call);
+    shifts_abort(j);
     if (j->loads)
-        return; /* they end soon, and come here */
+        return false; /* they end soon, and come here */
     for (size_t i = 0; i < j->nlayers; i++) {
         struct job_layer *l = &j->layers[i];
         struct topo_node *n = layer_node(j, l);
         bool held = l->state == LAYER_VERIFIED || l->state == LAYER_LOADING || l->state == LAYER_LOST;
-        if (held && reachable(n) && !release_node(j, n)) {
+        if (held && node_reachable(n) && !release_node(j, n)) {
             j->stalled = true;
-            return;
+            return false;
         }
     }
-    if (j->releases)
+    return !j->releases && !j->shifts;
+}
+
+static void pump_release(struct job *j)
+{
+    if (!release_all(j))
         return;
     struct store_txn *t = store_txn_new();
     for (size_t i = 0; t && i < j->nlayers; i++) {
         j->layers[i].state = LAYER_RELEASED;
-        job_store_layer(t, j, &j->layers[i]);
+        if (j->layers[i].device[0])
+            job_store_layer(t, j, &j->layers[i]);
     }
     char why[400];
     memcpy(why, j->reason, sizeof why);
     job_move(j, j->fail_pending ? JOB_FAILED : JOB_CANCELLED, j->fail_pending ? j->reason_code : "CANCELLED",
              t, "%s", why);
+}
+
+/* Its layers leave the devices, then it waits for a place again. */
+static void pump_preempted(struct job *j)
+{
+    if (!release_all(j))
+        return;
+    struct store_txn *t = store_txn_new();
+    for (size_t i = 0; t && i < j->nlayers; i++) {
+        struct job_layer *l = &j->layers[i];
+        if (l->device[0])
+            store_txn_layer_delete(t, j->id, l->id, l->device);
+    }
+    char why[400];
+    memcpy(why, j->reason, sizeof why);
+    job_move(j, JOB_QUEUED, "PREEMPTED", t, "%s", why);
+}
+
+static void pump_migration(struct job *j)
+{
+    bool lost = false;
+    for (size_t i = 0; i < j->nlayers; i++)
+        lost |= j->layers[i].state != LAYER_VERIFIED;
+    if (lost)
+        shifts_abort(j);
+    if (j->shifts)
+        return;
+    if (lost) {
+        degrade(j);
+        return;
+    }
+    char why[400];
+    memcpy(why, j->reason, sizeof why);
+    if (j->move_failed)
+        job_move(j, JOB_READY, "MOVE_FAILED", NULL, "%s", why);
+    else if (j->moved)
+        job_move(j, JOB_READY, "", NULL, "%u layers moved", j->moved);
+    else
+        job_move(j, JOB_READY, "MOVE_ABANDONED", NULL, "the move was given up; every layer is where it was");
 }
 
 static void pump_load(struct job *j)
@@ -316,7 +407,7 @@ static void pump_load(struct job *j)
         if (l->state != LAYER_PLANNED && l->state != LAYER_LOST)
             continue;
         struct topo_node *n = layer_node(j, l);
-        if (!reachable(n))
+        if (!node_reachable(n))
             continue;
         unsigned busy = 0;
         for (size_t k = 0; k < j->nlayers; k++)
@@ -332,23 +423,9 @@ static void pump_load(struct job *j)
 static bool can_heal(const struct job *j)
 {
     for (size_t i = 0; i < j->nlayers; i++)
-        if (j->layers[i].state != LAYER_VERIFIED && !reachable(layer_node(j, &j->layers[i])))
+        if (j->layers[i].state != LAYER_VERIFIED && !node_reachable(layer_node(j, &j->layers[i])))
             return false;
     return true;
-}
-
-static void degrade(struct job *j)
-{
-    for (size_t i = 0; i < j->nlayers; i++) {
-        struct job_layer *l = &j->layers[i];
-        bool here = reachable(layer_node(j, l));
-        if (l->state != LAYER_LOST && !(l->state == LAYER_PLANNED && !here))
-            continue;
-        job_move(j, JOB_DEGRADED, here ? "LAYER_LOST" : "NODE_LOST", NULL, "layer %s is not on %s: %s", l->id,
-                 l->device,
-                 here ? "it is loaded again" : "its node is lost; it is loaded when the node is back");
-        return;
-    }
 }
 
 void job_pump(struct job *j)
@@ -357,6 +434,9 @@ void job_pump(struct job *j)
         return;
     bool degrade_now = j->want_degrade;
     j->want_degrade = false;
+    shifts_pump(j);
+    if (j->moving)
+        return;
     switch (j->state) {
     case JOB_RESERVED:
         job_move(j, JOB_LOADING, "", NULL, "%zu layers to load", j->nlayers);
@@ -367,14 +447,23 @@ void job_pump(struct job *j)
         if (!j->moving)
             pump_load(j);
         break;
-    case JOB_READY:
     case JOB_MIGRATING:
+        pump_migration(j);
+        break;
+    case JOB_READY:
     case JOB_PAUSED:
         degrade(j);
         break;
     case JOB_DEGRADED:
+        if (j->sub)
+            break;
         if (can_heal(j))
             job_move(j, JOB_LOADING, "HEALING", NULL, "the lost layers can be loaded again");
+        else
+            heal_run(j);
+        break;
+    case JOB_PREEMPTED:
+        pump_preempted(j);
         break;
     case JOB_RELEASING:
         pump_release(j);
@@ -400,6 +489,8 @@ void jobs_node_lost(struct jobs *js, struct topo_node *n)
             if (l->state == LAYER_VERIFIED)
                 l->state = LAYER_LOST;
         }
+        shift_node_lost(j, n);
+        j->tried = 0;
         if (hit) {
             j->want_degrade = true;
             job_changed(j);
@@ -446,9 +537,12 @@ void jobs_node_up(struct jobs *js, struct topo_node *n, struct jobs_resident *r,
     for (size_t k = 0; k < nr; k++)
         r[k].drop = true;
     for (struct job *j = js->head; j; j = j->next)
-        if (!job_ended(j->state) && j->state != JOB_RELEASING)
+        if (!job_ended(j->state) && j->state != JOB_RELEASING && j->state != JOB_PREEMPTED) {
             reconcile(j, n, r, nr);
+            shift_reconcile(j, n, r, nr);
+        }
     job_account_resident(js);
+    js->room++;
     for (struct job *j = js->head; j; j = j->next) {
         job_pump(j);
         job_changed(j);

@@ -80,7 +80,11 @@ static void moved(void *arg, int rc, const struct err *e)
         j->updated_us = jobs_now(j->jobs);
         str_copy(j->reason_code, sizeof j->reason_code, m->code);
         str_copy(j->reason, sizeof j->reason, m->reason);
-        if (job_ended(j->state))
+        if (j->state == JOB_QUEUED)
+            job_unplace(j);
+        if (j->state == JOB_DEGRADED)
+            j->tried = 0; /* another place may be looked for at once */
+        if (job_ended(j->state) || j->state == JOB_QUEUED)
             job_account_resident(j->jobs);
         job_changed(j);
     }

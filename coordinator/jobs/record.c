@@ -1,4 +1,5 @@
-/* The immutable part of a job as JSON in state.db: what was asked for and where each layer's bytes lie. */
+/* The immutable part of a job as JSON in state.db: what was asked for and where in the files each layer's
+ * bytes are. */
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,8 +21,7 @@ static json_t *layer_json(const struct job_layer *l)
     for (size_t i = 0; i < l->npieces; i++)
         json_array_append_new(p, json_pack("[I,I,I]", (json_int_t)l->pieces[i].file,
                                            (json_int_t)l->pieces[i].offset, (json_int_t)l->pieces[i].length));
-    return json_pack("{s:s,s:s,s:I,s:o}", "id", l->id, "device", l->device, "bytes", (json_int_t)l->bytes,
-                     "pieces", p);
+    return json_pack("{s:s,s:I,s:o}", "id", l->id, "bytes", (json_int_t)l->bytes, "pieces", p);
 }
 
 int job_record_write(const struct job *j, struct buf *out)
@@ -32,10 +32,11 @@ int job_record_write(const struct job *j, struct buf *out)
     for (size_t i = 0; i < j->nlayers; i++)
         json_array_append_new(layers, layer_json(&j->layers[i]));
     json_t *o = json_pack(
-        "{s:i,s:s,s:i,s:I,s:I,s:I,s:b,s:I,s:I,s:o,s:o,s:s,s:I,s:o,s:o}", "version", 1, "path", j->spec.path,
-        "goal", (int)j->spec.goal, "context", (json_int_t)j->spec.context, "sequences",
+        "{s:i,s:s,s:i,s:I,s:I,s:I,s:b,s:I,s:I,s:i,s:b,s:o,s:o,s:s,s:I,s:o,s:o}", "version", 1, "path",
+        j->spec.path, "goal", (int)j->spec.goal, "context", (json_int_t)j->spec.context, "sequences",
         (json_int_t)j->spec.sequences, "tokens", (json_int_t)j->spec.tokens, "split", j->spec.split,
-        "min_nodes", (json_int_t)j->spec.min_nodes, "max_stages", (json_int_t)j->spec.max_stages, "allow",
+        "min_nodes", (json_int_t)j->spec.min_nodes, "max_stages", (json_int_t)j->spec.max_stages, "priority",
+        (int)j->spec.priority, "preemptible", j->spec.preemptible, "allow",
         strings(j->spec.allow, j->spec.nallow), "deny", strings(j->spec.deny, j->spec.ndeny), "header", hex,
         "files", (json_int_t)j->nfiles, "sources", strings(j->sources, j->nsources), "layers", layers);
     char *s = o ? json_dumps(o, JSON_COMPACT) : NULL;
@@ -66,12 +67,11 @@ static int take_strings(const json_t *a, char ***v, size_t *n)
 static int take_layer(struct job_layer *l, const json_t *o)
 {
     const char *id = json_string_value(json_object_get(o, "id"));
-    const char *device = json_string_value(json_object_get(o, "device"));
     const json_t *p = json_object_get(o, "pieces");
-    if (!id || !device || !json_is_array(p))
+    if (!id || !json_is_array(p))
         return ST_ECORRUPT;
     l->id = strdup(id);
-    l->device = strdup(device);
+    l->device = strdup(""); /* its row says where it is */
     l->bytes = (uint64_t)json_integer_value(json_object_get(o, "bytes"));
     l->mem = l->bytes; /* until the plan is read */
     l->pieces = calloc(json_array_size(p) + 1, sizeof *l->pieces);
@@ -106,6 +106,8 @@ static int take_all(struct job *j, const json_t *o)
     s->split = json_is_true(json_object_get(o, "split"));
     s->min_nodes = (uint32_t)json_integer_value(json_object_get(o, "min_nodes"));
     s->max_stages = (uint32_t)json_integer_value(json_object_get(o, "max_stages"));
+    s->priority = (int32_t)json_integer_value(json_object_get(o, "priority"));
+    s->preemptible = json_is_true(json_object_get(o, "preemptible"));
     j->nfiles = (unsigned)json_integer_value(json_object_get(o, "files"));
     if ((rc = take_strings(json_object_get(o, "allow"), &s->allow, &s->nallow)) < 0 ||
         (rc = take_strings(json_object_get(o, "deny"), &s->deny, &s->ndeny)) < 0 ||

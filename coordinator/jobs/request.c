@@ -53,8 +53,9 @@ static int add_list(struct buf *b, char *const *v, size_t n)
 static int digest(const struct job_spec *s, uint8_t out[32])
 {
     struct buf b = {0};
-    const uint64_t numbers[] = {(uint64_t)s->goal, s->context,   s->sequences, s->tokens,
-                                s->split,          s->min_nodes, s->max_stages};
+    const uint64_t numbers[] = {(uint64_t)s->goal, s->context,   s->sequences,  s->tokens,
+                                s->split,          s->min_nodes, s->max_stages, (uint64_t)s->priority,
+                                s->preemptible};
     int rc = add_text(&b, s->path);
     if (rc == ST_OK)
         rc = buf_append(&b, numbers, sizeof numbers);

@@ -20,14 +20,39 @@ static void found_free(struct found *f)
 
 void submission_end(struct submission *s, const struct job *j, const struct err *e)
 {
-    s->fn(s->arg, j, e);
-    asked_end(s->js, s->asked, j, e);
-    if (!j || s->dry_run)
-        job_free(s->j);
+    if (s->kind == SUB_NEW) {
+        s->fn(s->arg, j, e);
+        asked_end(s->js, s->asked, j, e);
+        if (!j || s->dry_run)
+            job_free(s->j);
+    } else {
+        s->j->sub = NULL;
+    }
     for (size_t i = 0; i < s->nfound; i++)
         found_free(&s->found[i]);
     free(s->found);
     free(s);
+}
+
+struct submission *submission_of(struct job *j, enum sub_kind kind)
+{
+    struct submission *s = calloc(1, sizeof *s);
+    if (s) {
+        *s = (struct submission){.kind = kind, .js = j->jobs, .j = j};
+        j->sub = s;
+    }
+    return s;
+}
+
+/* Ends one that found no plan; a job that exists is told why it stays as it is. */
+static void give_up(struct submission *s, const struct err *e)
+{
+    if (s->kind == SUB_NEW)
+        submission_end(s, NULL, e);
+    else if (s->kind == SUB_QUEUED)
+        queue_ended(s, e);
+    else
+        replan_planned(s, e->code, e, NULL);
 }
 
 static void audit_denied(struct jobs *js, const char *principal, const struct decision *d,
@@ -52,8 +77,9 @@ static void audit_denied(struct jobs *js, const char *principal, const struct de
         LOG_E(js->cfg.log, "jobs", "denial not recorded principal=%s error=%s", principal, status_name(rc));
 }
 
-static int check_rights(struct jobs *js, const char *principal, const struct policy *p, struct err *e)
+int submission_rights(struct jobs *js, const char *principal, struct err *e)
 {
+    const struct policy *p = js->cfg.policy(js->cfg.policy_ctx, principal);
     static const enum permission need[] = {PERM_MEMORY_ALLOCATE, PERM_MEMORY_COPY_TO_DEVICE};
     for (unsigned i = 0; i < 2; i++) {
         const struct access_request rq = {.permission = need[i], .now_us = jobs_now(js)};
@@ -135,7 +161,26 @@ static void inspected(void *arg, const char *node, int rc, const struct err *e, 
     if (out.code == ST_ENOENT)
         err_set(&out, ST_ENOENT, "no connected agent has the model %s: put it under one of their models.dirs",
                 s->j->spec.path);
-    submission_end(s, NULL, &out);
+    give_up(s, &out);
+}
+
+void submission_inspect(struct submission *s)
+{
+    struct jobs *js = s->js;
+    struct err e;
+    s->waiting = 1; /* held until every node was asked */
+    for (size_t i = 0; i < topo_count(js->cfg.topo); i++) {
+        struct topo_node *n = topo_at(js->cfg.topo, i);
+        if (n->state == TOPO_CONNECTED && n->user &&
+            js->cfg.agents->inspect(js->cfg.agents_ctx, n, &s->j->spec, inspected, s) == ST_OK)
+            s->waiting++;
+    }
+    if (s->waiting == 1) {
+        err_reason(&e, ST_EUNREACH, "NO_AGENT", "no agent is connected: start one, or see strata node list");
+        give_up(s, &e);
+        return;
+    }
+    s->waiting--;
 }
 
 void jobs_submit(struct jobs *js, const struct job_spec *spec, const char *principal, const char *request_id,
@@ -160,21 +205,9 @@ void jobs_submit(struct jobs *js, const struct job_spec *spec, const char *princ
     }
     *s = (struct submission){.js = js, .j = j, .dry_run = dry_run, .asked = asked, .fn = fn, .arg = arg};
     str_copy(j->principal, sizeof j->principal, principal);
-    if (check_rights(js, principal, js->cfg.policy(js->cfg.policy_ctx, principal), &e) < 0) {
+    if (submission_rights(js, principal, &e) < 0) {
         submission_end(s, NULL, &e);
         return;
     }
-    s->waiting = 1; /* held until every node was asked */
-    for (size_t i = 0; i < topo_count(js->cfg.topo); i++) {
-        struct topo_node *n = topo_at(js->cfg.topo, i);
-        if (n->state == TOPO_CONNECTED && n->user &&
-            js->cfg.agents->inspect(js->cfg.agents_ctx, n, &j->spec, inspected, s) == ST_OK)
-            s->waiting++;
-    }
-    if (s->waiting == 1) {
-        err_reason(&e, ST_EUNREACH, "NO_AGENT", "no agent is connected: start one, or see strata node list");
-        submission_end(s, NULL, &e);
-        return;
-    }
-    s->waiting--;
+    submission_inspect(s);
 }

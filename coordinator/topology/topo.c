@@ -185,6 +185,15 @@ void topo_disconnected(struct topo *t, struct topo_node *n)
         n->state = TOPO_SUSPECT;
 }
 
+void topo_forget(struct topo *t, struct topo_node *n)
+{
+    bool found;
+    size_t i = position(t, n->name, &found);
+    node_free(n);
+    t->n--;
+    memmove(&t->v[i], &t->v[i + 1], (t->n - i) * sizeof(*t->v));
+}
+
 void topo_tick(struct topo *t, uint64_t now_ns, void (*changed)(struct topo_node *, enum topo_state, void *),
                void *arg)
 {

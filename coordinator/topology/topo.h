@@ -40,7 +40,8 @@ struct topo_node {
     double rtt_s; /* to the coordinator; 0 = not measured */
     struct topo_device *devices;
     size_t ndevices;
-    void *user; /* the coordinator's session with it; NULL when none */
+    void *user;    /* the coordinator's session with it; NULL when none */
+    bool draining; /* nothing new is placed here, what is here moves off; the coordinator keeps it on disk */
 };
 
 struct topo;
@@ -60,6 +61,9 @@ int topo_heartbeat(struct topo *t, struct topo_node *n, uint64_t epoch, uint64_t
                    int64_t wall_us) ST_CHECK;
 /* The connection went away: suspect at once. */
 void topo_disconnected(struct topo *t, struct topo_node *n);
+
+/* Takes it out; n is gone. Its epoch's successors stay void: the next registration has a higher one. */
+void topo_forget(struct topo *t, struct topo_node *n);
 
 /* Ages the leases; `changed` is called for each node that became suspect or lost. */
 void topo_tick(struct topo *t, uint64_t now_ns,

@@ -235,9 +235,11 @@ static void heartbeats(struct sim *s)
             continue;
         }
         for (size_t k = 0; k < t->ndevices; k++) {
-            uint64_t held = sim_held_bytes(n, t->devices[k].local_id);
+            uint64_t held = sim_held_bytes(n, t->devices[k].local_id), was = t->devices[k].available_bytes;
             t->devices[k].available_bytes =
                 t->devices[k].memory_bytes > held ? t->devices[k].memory_bytes - held : 0;
+            if (t->devices[k].available_bytes > was)
+                jobs_room_changed(s->jobs);
         }
     }
     topo_tick(s->topo, s->now_ns, lease, s);
@@ -397,7 +399,11 @@ void sim_submit(struct sim *s, const struct sim_spec *sp, bool dry_run, struct s
     *k = (struct asking){.s = s, .sp = *sp, .dry_run = dry_run, .a = a};
     str_copy(k->request, sizeof k->request, sp->request ? sp->request : "");
     snprintf(path, sizeof path, "/m/m%u", sp->model);
-    struct job_spec js = {.path = path, .goal = sp->goal, .min_nodes = sp->min_nodes};
+    struct job_spec js = {.path = path,
+                          .goal = sp->goal,
+                          .min_nodes = sp->min_nodes,
+                          .priority = sp->priority,
+                          .preemptible = sp->preemptible};
     s->submits++;
     if (a)
         *a = (struct sim_answer){0};
@@ -462,7 +468,8 @@ static void check_quota(struct sim *s)
         uint64_t used = 0;
         for (const struct job *j = jobs_first(s->jobs); j; j = j->next)
             for (size_t k = 0; k < j->nlayers && !job_ended(j->state); k++)
-                used += !strcmp(j->principal, s->policy[i].principal) ? j->layers[k].mem : 0;
+                if (j->layers[k].device[0] && !strcmp(j->principal, s->policy[i].principal))
+                    used += j->layers[k].mem;
         if (s->policy[i].has_quota && used > s->policy[i].quota_bytes)
             sim_broken(s, "%s holds %llu bytes, its quota is %llu", s->policy[i].principal,
                        (unsigned long long)used, (unsigned long long)s->policy[i].quota_bytes);
@@ -475,9 +482,13 @@ static void check_devices(struct sim *s)
         struct topo_node *t = topo_node(s->topo, s->node[i].name);
         for (size_t k = 0; t && k < t->ndevices; k++) {
             uint64_t sum = 0, cap = s->node[i].capacity[k];
-            for (const struct job *j = jobs_first(s->jobs); j; j = j->next)
+            for (const struct job *j = jobs_first(s->jobs); j; j = j->next) {
                 for (size_t l = 0; l < j->nlayers && !job_ended(j->state); l++)
                     sum += !strcmp(j->layers[l].device, t->devices[k].id) ? j->layers[l].mem : 0;
+                for (const struct job_shift *h = j->shifts; h; h = h->next)
+                    sum +=
+                        h->state == SHIFT_COPY && !strcmp(h->copy.device, t->devices[k].id) ? h->copy.mem : 0;
+            }
             if (sum > cap)
                 sim_broken(s, "%s: jobs own %llu bytes, it has %llu", t->devices[k].id,
                            (unsigned long long)sum, (unsigned long long)cap);

@@ -98,6 +98,8 @@ struct sim_spec {
     const char *request; /* NULL = none */
     enum plan_goal goal;
     uint32_t min_nodes;
+    int32_t priority;
+    bool preemptible;
 };
 struct sim_answer {
     bool done;

@@ -156,14 +156,15 @@ static int do_verify(void *ctx, struct topo_node *n, const struct job *j, const 
     return ST_OK;
 }
 
-static int do_release(void *ctx, struct topo_node *n, const char *job, const char *layer, jobs_call_fn fn,
-                      void *arg)
+static int do_release(void *ctx, struct topo_node *n, const char *job, const char *layer, const char *device,
+                      jobs_call_fn fn, void *arg)
 {
     struct sim *s = ctx;
     struct sim_call *c = call_new(s, CALL_RELEASE, node_index(s, n), 200, 3000, arg);
     c->fn.release = fn;
     str_copy(c->job, sizeof c->job, job);
     str_copy(c->layer, sizeof c->layer, layer ? layer : "");
+    str_copy(c->device, sizeof c->device, device ? strchr(device, '/') + 1 : "");
     return ST_OK;
 }
 
