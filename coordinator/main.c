@@ -235,6 +235,7 @@ static int start(struct coord *c, struct err *e)
 /* Backwards: first nobody can ask, then what was asked is written down, then all is freed. */
 static void stop(struct coord *c)
 {
+    jobs_stop(c->jobs);
     if (c->udp)
         quic_udp_free(c->udp, 0, "the coordinator stops");
     c->stopping = true;
