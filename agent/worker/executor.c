@@ -53,9 +53,9 @@ static int digest(struct executor *x, struct gpu *g, const struct wire_req *r, u
     if (gpu_size(g, handle, &size) < 0)
         return err_set(e, ST_ENOENT, "buffer %llx is not there: freed before, or never allocated",
                        (unsigned long long)r->handle);
-    if (r->len > size)
-        return err_set(e, ST_EINVAL, "a digest over %llu bytes reaches past the buffer's %llu",
-                       (unsigned long long)r->len, (unsigned long long)size);
+    if (r->offset > size || r->len > size - r->offset)
+        return err_set(e, ST_EINVAL, "a digest over %llu bytes from %llu on reaches past the buffer's %llu",
+                       (unsigned long long)r->len, (unsigned long long)r->offset, (unsigned long long)size);
     if (!x->scratch && !(x->scratch = malloc(DIGEST_BYTES)))
         return err_set(e, ST_ENOMEM, "no memory to compute a digest");
     EVP_MD_CTX *m = EVP_MD_CTX_new();
@@ -64,7 +64,7 @@ static int digest(struct executor *x, struct gpu *g, const struct wire_req *r, u
                  : err_set(e, ST_ENOMEM, "no memory for SHA-256");
     for (uint64_t at = 0; rc == ST_OK && at < r->len;) {
         uint64_t n = r->len - at < DIGEST_BYTES ? r->len - at : DIGEST_BYTES;
-        rc = gpu_copy_out(g, handle, at, x->scratch, n, e);
+        rc = gpu_copy_out(g, handle, r->offset + at, x->scratch, n, e);
         if (rc == ST_OK && EVP_DigestUpdate(m, x->scratch, n) != 1)
             rc = err_set(e, ST_EINTERNAL, "SHA-256 failed");
         at += n;

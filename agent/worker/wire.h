@@ -26,7 +26,7 @@ struct wire_req {
     uint32_t magic, op;
     uint64_t id;     /* echoed */
     uint64_t handle; /* FREE WRITE READ DIGEST */
-    uint64_t offset; /* WRITE READ */
+    uint64_t offset; /* WRITE READ DIGEST */
     uint64_t len;    /* ALLOC WRITE READ DIGEST */
     uint32_t device; /* ALLOC MEASURE */
     uint32_t slot;   /* WRITE READ */

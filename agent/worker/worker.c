@@ -433,9 +433,10 @@ int worker_read(struct worker *w, uint64_t handle, uint64_t offset, uint32_t len
     return submit(w, &r, NO_SLOT, w->cfg.op_timeout_ns, done, arg);
 }
 
-int worker_digest(struct worker *w, uint64_t handle, uint64_t len, worker_done_fn done, void *arg)
+int worker_digest(struct worker *w, uint64_t handle, uint64_t offset, uint64_t len, worker_done_fn done,
+                  void *arg)
 {
-    const struct wire_req r = {.op = WIRE_DIGEST, .handle = handle, .len = len};
+    const struct wire_req r = {.op = WIRE_DIGEST, .handle = handle, .offset = offset, .len = len};
     uint64_t gib = (len >> 30) + 1;
     uint64_t timeout = gib > UINT32_MAX / 4 ? UINT64_MAX / 4 : gib * w->cfg.op_timeout_ns;
     return submit(w, &r, NO_SLOT, timeout, done, arg);

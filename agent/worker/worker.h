@@ -132,9 +132,10 @@ int worker_write(struct worker *w, uint64_t handle, uint64_t offset, const struc
  * caller's. */
 int worker_read(struct worker *w, uint64_t handle, uint64_t offset, uint32_t len, const struct worker_slot *s,
                 worker_done_fn done, void *arg) ST_CHECK;
-/* result.sha256 of the first len bytes, copied out of device memory by the worker. Its deadline grows with
- * len (op_timeout_ns for each started GiB). */
-int worker_digest(struct worker *w, uint64_t handle, uint64_t len, worker_done_fn done, void *arg) ST_CHECK;
+/* result.sha256 of len bytes at handle+offset, copied out of device memory by the worker. Its deadline grows
+ * with len (op_timeout_ns for each started GiB). */
+int worker_digest(struct worker *w, uint64_t handle, uint64_t offset, uint64_t len, worker_done_fn done,
+                  void *arg) ST_CHECK;
 /* result.usage. Answered beside running copies. */
 int worker_stat(struct worker *w, worker_done_fn done, void *arg) ST_CHECK;
 /* A real measurement of at most 100 ms each: memory_bytes_per_s (bytes copied within the device, counted

@@ -116,7 +116,7 @@ static void test_codes(void **st)
     (void)st;
     expect("check-config", "good.yaml", 0, "ok: node dione");
     expect("check-config", "typo.yaml", 78, "lisen");
-    expect("run", "typo.yaml", 78, "line: ");
+    expect("run", "typo.yaml", 78, ":9:1: unknown key");
     expect("run", "missing.yaml", 78, "missing.yaml");
     expect("check-config", "other.yaml", 5, "node/dione");
     expect("run", "other.yaml", 5, "node/rhea");

@@ -209,7 +209,7 @@ static void load(struct fix *f, uint64_t handle, uint64_t bytes, uint8_t sha[32]
 static void digest(struct fix *f, uint64_t handle, uint64_t len, struct seen *s)
 {
     *s = (struct seen){0};
-    assert_int_equal(worker_digest(f->w, handle, len, done, s), ST_OK);
+    assert_int_equal(worker_digest(f->w, handle, 0, len, done, s), ST_OK);
     until(f, &s->calls, 1);
 }
 
@@ -271,6 +271,16 @@ static void test_load_and_flip(void **state)
     assert_memory_not_equal(s.sha, sha, 32);
     digest(f, h, 37ull * MIB, &s); /* the part before it still hashes */
     assert_int_equal(s.status, ST_OK);
+    uint8_t *part = malloc(MIB);
+    assert_non_null(part);
+    fill(part, 38ull * MIB + 5, MIB);
+    assert_int_equal(EVP_Digest(part, MIB, sha, NULL, EVP_sha256(), NULL), 1);
+    free(part);
+    s = (struct seen){0};
+    assert_int_equal(worker_digest(f->w, h, 38ull * MIB + 5, MIB, done, &s), ST_OK);
+    until(f, &s.calls, 1);
+    assert_int_equal(s.status, ST_OK);
+    assert_memory_equal(s.sha, sha, 32);
     struct worker_slot slot;
     struct seen r = {0};
     assert_true(worker_slot_get(f->w, &slot));
@@ -300,6 +310,13 @@ static void test_refusals(void **state)
     assert_non_null(strstr(s.why, "reach past"));
     digest(f, h, 1001, &s);
     assert_int_equal(s.status, ST_EINVAL);
+    const uint64_t off[] = {999, 1001, UINT64_MAX};
+    for (size_t i = 0; i < 3; i++) {
+        s = (struct seen){0};
+        assert_int_equal(worker_digest(f->w, h, off[i], 2, done, &s), ST_OK);
+        until(f, &s.calls, 1);
+        assert_int_equal(s.status, ST_EINVAL);
+    }
     const uint64_t bad[] = {0, h ^ 1, h | 1ull << 60, h ^ 1ull << 40, UINT64_MAX};
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         s = (struct seen){0};
@@ -356,7 +373,7 @@ static void test_kill_in_flight(void **state)
         if (round == 0)
             load(f, h, 64ull * MIB, sha);
         for (int i = 0; i < 20; i++)
-            assert_int_equal(worker_digest(f->w, h, 64ull * MIB, done, &s[i]), ST_OK);
+            assert_int_equal(worker_digest(f->w, h, 0, 64ull * MIB, done, &s[i]), ST_OK);
         until(f, &s[0].calls, 1); /* the others are under way or queued */
         assert_int_equal(kill(worker_pid(f->w), SIGKILL), 0);
         until(f, &f->exits, 1);
@@ -419,7 +436,7 @@ static void test_deadline(void **state)
     uint64_t h = alloc(f, 4096);
     assert_int_equal(kill(worker_pid(f->w), SIGSTOP), 0);
     assert_int_equal(worker_free(f->w, h, done, &s[0]), ST_OK);
-    assert_int_equal(worker_digest(f->w, h, 8ull << 30, done, &s[1]), ST_OK); /* allowed longer */
+    assert_int_equal(worker_digest(f->w, h, 0, 8ull << 30, done, &s[1]), ST_OK); /* allowed longer */
     until(f, &f->exits, 1);
     assert_int_equal(s[0].status, ST_EDEADLINE);
     assert_int_equal(s[1].status, ST_ECLOSED);
