@@ -162,7 +162,8 @@ static int open_jobs(struct coord *c, struct err *e)
     int rc = jobs_new(&c->jobs, &jc);
     if (rc < 0)
         return err_set(e, rc, "cannot start the planner's thread");
-    return jobs_load(c->jobs, e);
+    rc = api_drains_load(c, e);
+    return rc < 0 ? rc : jobs_load(c->jobs, e);
 }
 
 static void admin_stored(void *arg, int rc, const struct err *e)

@@ -96,12 +96,23 @@ void api_nodes_hello(struct rpc_call *call, const ProtobufCMessage *req, void *a
 void api_nodes_heartbeat(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_nodes_list(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_nodes_status(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_nodes_drain(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_nodes_resume(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_nodes_forget(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+/* Nodes that were being drained when the coordinator ended; before the store starts. */
+int api_drains_load(struct coord *c, struct err *e) ST_CHECK;
+/* A node as a message: all borrowed but the devices' array and messages. */
+struct Strata__V1__Node;
+int api_node_fill(struct coord *c, struct Strata__V1__Node *o, const struct topo_node *n,
+                  bool devices) ST_CHECK;
+void api_node_fini(struct Strata__V1__Node *o);
 void api_nodes_gone(struct coord_session *s, const struct quic_close *why);
 void api_jobs_submit(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_jobs_list(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_jobs_get(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_jobs_watch(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_jobs_cancel(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_jobs_move(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_jobs_verify(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_plans_cluster(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_plans_show(struct rpc_call *call, const ProtobufCMessage *req, void *arg);

@@ -41,6 +41,8 @@ static int job_msg_fill(struct job_msg *o, const struct job *j, bool layers)
     o->m.loaded_bytes = job_loaded_bytes(j);
     o->m.created_us = j->created_us;
     o->m.updated_us = j->updated_us;
+    o->m.priority = j->spec.priority;
+    o->m.preemptible = j->spec.preemptible;
     if (!layers)
         return ST_OK;
     if (j->plan_json)
@@ -61,6 +63,11 @@ static int job_msg_fill(struct job_msg *o, const struct job *j, bool layers)
         p->loaded_bytes = l->state == LAYER_VERIFIED ? l->bytes : l->loaded;
         if (l->has_sha)
             p->sha256 = (ProtobufCBinaryData){32, (uint8_t *)l->sha256};
+        for (const struct job_shift *h = j->shifts; h; h = h->next)
+            if (h->l == l && h->state == SHIFT_COPY) {
+                p->moving_to = h->copy.device;
+                p->moved_bytes = h->copy.loaded;
+            }
     }
     o->m.layers = o->pv;
     o->m.n_layers = j->nlayers;
@@ -149,13 +156,20 @@ void api_jobs_submit(struct rpc_call *call, const ProtobufCMessage *req, void *a
                          .deny = q->deny,
                          .ndeny = q->n_deny,
                          .min_nodes = q->min_nodes,
-                         .max_stages = q->max_stages};
+                         .max_stages = q->max_stages,
+                         .priority = q->priority,
+                         .preemptible = q->preemptible};
     if (!*q->model_path || strlen(q->model_path) > 4000) {
         rpc_finish(call, 3, "MODEL_PATH", "a job needs the path of a model as the agents see it");
         return;
     }
     if (plan_goal_parse(*q->goal ? q->goal : "latency", &s.goal) < 0) {
         rpc_finish(call, 3, "GOAL", "'%.40s' is no goal: latency, throughput, memory or balanced", q->goal);
+        return;
+    }
+    if (q->priority < JOB_PRIORITY_MIN || q->priority > JOB_PRIORITY_MAX) {
+        rpc_finish(call, 3, "PRIORITY", "a priority lies between %d and %d, not at %d", JOB_PRIORITY_MIN,
+                   JOB_PRIORITY_MAX, q->priority);
         return;
     }
     struct later *l = later_new(call, c, "");
@@ -234,6 +248,30 @@ void api_jobs_verify(struct rpc_call *call, const ProtobufCMessage *req, void *a
     struct later *l = j ? later_new(call, c, j->id) : NULL;
     if (l)
         jobs_verify(c->jobs, j, on_changed_job, l);
+}
+
+/* Moving needs its own right, on the device it goes to; what the job's owner may hold there counts as well.
+ */
+void api_jobs_move(struct rpc_call *call, const ProtobufCMessage *req, void *arg)
+{
+    struct coord *c = arg;
+    const Strata__V1__MoveRequest *q = (const Strata__V1__MoveRequest *)req;
+    static const enum permission need[] = {PERM_MEMORY_COPY_DEVICE_TO_DEVICE, PERM_MEMORY_ALLOCATE};
+    struct job *j = own_job(call, c, q->job);
+    if (!j)
+        return;
+    for (unsigned i = 0; i < 2; i++) {
+        const struct access_request rq = {
+            .permission = need[i], .device = q->device, .now_us = clock_wall_us(c->clock)};
+        struct decision d = access_set_ask(c->access, i ? j->principal : rpc_peer(call)->principal, &rq);
+        if (!d.allowed) {
+            api_deny(call, c, &d, &rq);
+            return;
+        }
+    }
+    struct later *l = later_new(call, c, j->id);
+    if (l)
+        jobs_move(c->jobs, j, q->first, q->last, q->device, rpc_peer(call)->principal, on_changed_job, l);
 }
 
 /* ---- watch ---- */

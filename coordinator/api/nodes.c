@@ -176,6 +176,15 @@ void api_nodes_hello(struct rpc_call *call, const ProtobufCMessage *req, void *a
     free(r);
 }
 
+static void take_available(struct coord *c, struct topo_device *d, uint64_t bytes)
+{
+    uint64_t was = d->available_bytes;
+    d->available_bytes = bytes < d->memory_bytes ? bytes : d->memory_bytes;
+    /* A little more or less is noise of others on the device. */
+    if (d->available_bytes > was && d->available_bytes - was > d->memory_bytes / 256)
+        jobs_room_changed(c->jobs);
+}
+
 void api_nodes_heartbeat(struct rpc_call *call, const ProtobufCMessage *req, void *arg)
 {
     struct coord *c = arg;
@@ -193,9 +202,7 @@ void api_nodes_heartbeat(struct rpc_call *call, const ProtobufCMessage *req, voi
     for (size_t i = 0; i < q->n_devices; i++)
         for (size_t k = 0; k < n->ndevices; k++)
             if (!strcmp(n->devices[k].local_id, q->devices[i]->id))
-                n->devices[k].available_bytes = q->devices[i]->available_bytes < n->devices[k].memory_bytes
-                                                    ? q->devices[i]->available_bytes
-                                                    : n->devices[k].memory_bytes;
+                take_available(c, &n->devices[k], q->devices[i]->available_bytes);
     Strata__V1__HeartbeatReply rep = STRATA__V1__HEARTBEAT_REPLY__INIT;
     rep.epoch = n->epoch;
     rpc_reply(call, &rep.base);
@@ -277,7 +284,7 @@ static int fill_devices(Strata__V1__Node *o, const struct topo_node *n)
     return ST_OK;
 }
 
-static int fill_node(Strata__V1__Node *o, const struct topo_node *n, bool devices)
+int api_node_fill(struct coord *c, Strata__V1__Node *o, const struct topo_node *n, bool devices)
 {
     strata__v1__node__init(o);
     o->name = (char *)n->name;
@@ -289,7 +296,16 @@ static int fill_node(Strata__V1__Node *o, const struct topo_node *n, bool device
     o->last_seen_us = n->last_seen_us;
     o->rtt_s = n->rtt_s;
     o->epoch = n->epoch;
+    o->draining = n->draining;
+    o->layers = (uint32_t)jobs_on_node(c->jobs, n->name, &o->layer_bytes);
     return devices ? fill_devices(o, n) : ST_OK;
+}
+
+void api_node_fini(Strata__V1__Node *o)
+{
+    for (size_t k = 0; k < o->n_devices; k++)
+        free(o->devices[k]);
+    free(o->devices);
 }
 
 void api_nodes_list(struct rpc_call *call, const ProtobufCMessage *req, void *arg)
@@ -303,7 +319,8 @@ void api_nodes_list(struct rpc_call *call, const ProtobufCMessage *req, void *ar
     Strata__V1__Node **pv = calloc(n + 1, sizeof(*pv));
     int rc = v && pv ? ST_OK : ST_ENOMEM;
     for (size_t i = 0; i < n && rc == ST_OK; i++) {
-        rc = fill_node(&v[i], topo_at(c->topo, i), ((const Strata__V1__ListNodesRequest *)req)->devices);
+        rc = api_node_fill(c, &v[i], topo_at(c->topo, i),
+                           ((const Strata__V1__ListNodesRequest *)req)->devices);
         pv[rep.n_nodes++] = &v[i];
     }
     rep.nodes = pv;
@@ -311,11 +328,8 @@ void api_nodes_list(struct rpc_call *call, const ProtobufCMessage *req, void *ar
         rpc_reply(call, &rep.base);
     else
         rpc_finish(call, 13, "NO_MEMORY", "the coordinator is out of memory");
-    for (size_t i = 0; v && i < n; i++) {
-        for (size_t k = 0; k < v[i].n_devices; k++)
-            free(v[i].devices[k]);
-        free(v[i].devices);
-    }
+    for (size_t i = 0; v && i < n; i++)
+        api_node_fini(&v[i]);
     free(v);
     free(pv);
 }

@@ -44,7 +44,7 @@ static bool job_lost(const struct job *j, const struct policy *p, int64_t now_us
     const char *last = "";
     for (size_t i = 0; i < j->nlayers; i++) {
         const char *device = j->layers[i].device;
-        if (!device || !strcmp(device, last))
+        if (!device || !*device || !strcmp(device, last))
             continue;
         last = device;
         for (unsigned k = 0; k < 2; k++) {

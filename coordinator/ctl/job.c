@@ -40,11 +40,12 @@ static json_t *job_json(const Strata__V1__Job *j)
                                         (json_int_t)l->loaded_bytes, "source", l->source, "sha256", hex));
     }
     json_t *plan = *j->plan_json ? json_loads(j->plan_json, 0, NULL) : NULL;
-    return json_pack("{s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:I,s:I,s:s,s:s,s:o,s:o}", "id", j->id, "principal",
-                     j->principal, "model", j->model, "model_path", j->model_path, "goal", j->goal, "state",
-                     j->state, "reason_code", j->reason_code, "reason", j->reason, "total_bytes",
-                     (json_int_t)j->total_bytes, "loaded_bytes", (json_int_t)j->loaded_bytes, "created", made,
-                     "updated", changed, "layers", layers, "plan", plan ? plan : json_null());
+    return json_pack("{s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:I,s:I,s:s,s:s,s:i,s:b,s:o,s:o}", "id", j->id,
+                     "principal", j->principal, "model", j->model, "model_path", j->model_path, "goal",
+                     j->goal, "state", j->state, "reason_code", j->reason_code, "reason", j->reason,
+                     "total_bytes", (json_int_t)j->total_bytes, "loaded_bytes", (json_int_t)j->loaded_bytes,
+                     "created", made, "updated", changed, "priority", (int)j->priority, "preemptible",
+                     (int)j->preemptible, "layers", layers, "plan", plan ? plan : json_null());
 }
 
 static void print_layers(const Strata__V1__Job *j)
@@ -145,9 +146,9 @@ static char *absolute(const char *path)
 int ctl_job_submit(struct ctl *c, int argc, char **argv)
 {
     const char *model = NULL, *goal = "latency", *ctx = NULL, *seqs = NULL, *tokens = NULL, *rid = NULL,
-               *min_nodes = NULL, *max_stages = NULL, *allow[64], *deny[64];
+               *min_nodes = NULL, *max_stages = NULL, *priority = NULL, *allow[64], *deny[64];
     size_t nallow = 0, ndeny = 0;
-    bool dry = false, follow = false, split = false;
+    bool dry = false, follow = false, split = false, preemptible = false;
     uint64_t context = 0, sequences = 0, ntokens = 0, nmin = 0, nmax = 0;
     const struct ctl_opt opts[] = {
         {.name = "model", .value = &model},
@@ -158,6 +159,8 @@ int ctl_job_submit(struct ctl *c, int argc, char **argv)
         {.name = "request-id", .value = &rid},
         {.name = "min-nodes", .value = &min_nodes},
         {.name = "max-stages", .value = &max_stages},
+        {.name = "priority", .value = &priority},
+        {.name = "preemptible", .flag = &preemptible},
         {.name = "dry-run", .flag = &dry},
         {.name = "watch", .flag = &follow},
         {.name = "split", .flag = &split},
@@ -173,14 +176,22 @@ int ctl_job_submit(struct ctl *c, int argc, char **argv)
         return ctl_usage(
             "job submit needs one model: strata job submit --model FILE [--goal latency|throughput|memory|"
             "balanced] [--context N] [--sequences N] [--tokens N] [--min-nodes N] [--allow PATTERN] [--deny "
-            "PATTERN] [--split] [--dry-run] [--watch]");
+            "PATTERN] [--split] [--priority N] [--preemptible] [--dry-run] [--watch]");
     if (ctl_number(ctx, "context", 1ull << 40, &context) ||
         ctl_number(seqs, "sequences", 1u << 20, &sequences) ||
         ctl_number(tokens, "tokens", 1u << 30, &ntokens) ||
         ctl_number(min_nodes, "min-nodes", 10000, &nmin) ||
         ctl_number(max_stages, "max-stages", 10000, &nmax))
         return 2;
+    long prio = 0;
+    if (priority) {
+        char *end;
+        prio = strtol(priority, &end, 10);
+        if (!*priority || *end || prio < -1000 || prio > 1000)
+            return ctl_usage("--priority: '%s' is no number between -1000 and 1000", priority);
+    }
     Strata__V1__SubmitRequest q = STRATA__V1__SUBMIT_REQUEST__INIT;
+    q.priority = (int32_t)prio;
     q.model_path = absolute(model);
     q.goal = (char *)goal;
     q.context = context;
@@ -189,6 +200,7 @@ int ctl_job_submit(struct ctl *c, int argc, char **argv)
     q.min_nodes = (uint32_t)nmin;
     q.max_stages = (uint32_t)nmax;
     q.split = split;
+    q.preemptible = preemptible;
     q.dry_run = dry;
     q.allow = (char **)allow;
     q.n_allow = nallow;

@@ -100,13 +100,18 @@ int ctl_node_list(struct ctl *c, int argc, char **argv)
         json_t *d = json_array();
         for (size_t k = 0; k < n->n_devices; k++)
             json_array_append_new(d, device_json(n->devices[k]));
-        json_array_append_new(a, json_pack("{s:s,s:s,s:s,s:s,s:s,s:o,s:o,s:o,s:o}", "name", n->name, "state",
-                                           n->state, "address", n->address, "peer_address", n->peer_address,
-                                           "version", n->version, "first_seen", time_json(n->first_seen_us),
-                                           "last_seen", time_json(n->last_seen_us), "rtt_s",
-                                           n->rtt_s > 0 ? json_real(n->rtt_s) : json_null(), "devices", d));
+        json_array_append_new(
+            a, json_pack("{s:s,s:b,s:I,s:I,s:s,s:s,s:s,s:s,s:o,s:o,s:o,s:o}", "name", n->name, "draining",
+                         (int)n->draining, "layers", (json_int_t)n->layers, "layer_bytes",
+                         (json_int_t)n->layer_bytes, "state", n->state, "address", n->address, "peer_address",
+                         n->peer_address, "version", n->version, "first_seen", time_json(n->first_seen_us),
+                         "last_seen", time_json(n->last_seen_us), "rtt_s",
+                         n->rtt_s > 0 ? json_real(n->rtt_s) : json_null(), "devices", d));
         table_cell(t, "%s", n->name);
-        table_cell(t, "%s", n->state);
+        if (n->draining && n->layers)
+            table_cell(t, "%s, draining %u layers", n->state, n->layers);
+        else
+            table_cell(t, "%s%s", n->state, n->draining ? ", drained" : "");
         table_cell(t, "%s", n->address);
         table_cell(t, "%s", rtt);
         table_cell(t, "%zu", n->n_devices);

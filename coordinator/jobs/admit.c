@@ -430,6 +430,7 @@ static int make_problem(struct submission *s, struct cluster **c, struct model *
     const struct snapshot_opts o = {.policy = pol,
                                     .whole = s->stage == PLAN_WHOLE,
                                     .victims = s->stage == PLAN_PREEMPT,
+                                    .stay = s->kind == SUB_HEAL,
                                     .own = replan ? j : NULL};
     int rc = snapshot_build(s->js, &o, c, e);
     if (rc < 0)

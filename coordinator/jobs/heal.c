@@ -314,8 +314,11 @@ void replan_planned(struct submission *s, int rc, const struct err *e, const str
     }
     if (rc < 0) {
         LOG_W(j->jobs->cfg.log, "jobs", "no other place job=%s error=%s", j->id, e->text);
-        if (s->kind == SUB_HEAL)
-            snprintf(j->reason, sizeof j->reason, "%.300s", e->text);
+        if (s->kind == SUB_HEAL) {
+            size_t n = strcspn(j->reason, ";"); /* what is lost stays said */
+            snprintf(j->reason + n, sizeof j->reason - n,
+                     "; it is loaded when the node is back, since there is no other place: %s", e->text);
+        }
         submission_end(s, j, NULL);
         job_changed(j);
     } else if (s->kind == SUB_HEAL) {

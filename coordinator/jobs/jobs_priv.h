@@ -134,6 +134,7 @@ struct snapshot_opts {
     const struct policy *policy; /* NULL = all devices */
     bool whole;                  /* devices as if empty */
     bool victims;                /* bytes of jobs marked as victims count as free */
+    bool stay;                   /* what the job has on a drained node may be planned to stay */
     const struct job *own;       /* its bytes count as free; NULL = none */
 };
 int snapshot_build(struct jobs *js, const struct snapshot_opts *o, struct cluster **out,

@@ -314,8 +314,7 @@ static void degrade(struct job *j)
         if (l->state != LAYER_LOST && !(l->state == LAYER_PLANNED && !here))
             continue;
         job_move(j, JOB_DEGRADED, here ? "LAYER_LOST" : "NODE_LOST", NULL, "layer %s is not on %s: %s", l->id,
-                 l->device,
-                 here ? "it is loaded again" : "its node is lost; it is loaded when the node is back");
+                 l->device, here ? "it is loaded again" : "its node is lost; another place is looked for");
         return;
     }
 }

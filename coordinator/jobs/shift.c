@@ -405,10 +405,10 @@ void jobs_move(struct jobs *js, struct job *j, const char *first, const char *la
     struct err e = {0};
     unsigned n = 0;
     int rc = ST_OK;
-    if (j->state == JOB_MIGRATING)
+    if (j->state == JOB_MIGRATING || (j->state == JOB_READY && j->shifts))
         rc = err_reason(&e, ST_ECONFLICT, "MOVING",
                         "layers of job %s are being moved already: wait for that to end", j->id);
-    else if (j->state != JOB_READY || j->moving || j->shifts)
+    else if (j->state != JOB_READY || j->moving)
         rc = err_reason(&e, ST_ECONFLICT, "NOT_READY", "job %s is %s: only a ready job's layers are moved",
                         j->id, job_state_name(j->state));
     if (rc == ST_OK)
@@ -416,9 +416,10 @@ void jobs_move(struct jobs *js, struct job *j, const char *first, const char *la
     struct moving *m = rc == ST_OK ? malloc(sizeof *m) : NULL;
     struct store_txn *t = m ? store_txn_new() : NULL;
     if (!t) {
-        if (rc == ST_OK)
+        if (rc == ST_OK) {
             rc = err_set(&e, ST_ENOMEM, "no memory to move job %s", j->id);
-        shifts_abort(j);
+            shifts_abort(j);
+        }
         free(m);
         fn(arg, rc, &e);
         return;

@@ -25,7 +25,9 @@ static uint64_t memory_of(struct jobs *js, const struct snapshot_opts *o, const 
     uint64_t own = o->own ? held_on(o->own, d->id) : 0;
     /* What a job has on a node that is being drained may stay until it is moved; nothing may come. */
     if (n->draining)
-        return n->state == TOPO_CONNECTED && n->user && d->flops_per_s > 0 && d->bytes_per_s > 0 ? own : 0;
+        return o->stay && n->state == TOPO_CONNECTED && n->user && d->flops_per_s > 0 && d->bytes_per_s > 0
+                   ? own
+                   : 0;
     if (!job_device_usable(n, d))
         return 0;
     if (o->whole)

@@ -300,6 +300,7 @@ void sim_node_up(struct sim *s, unsigned i)
     if (topo_hello(s->topo, n->name, d, n->ndevices, s->now_ns, wall(s), &t, &e) < 0)
         abort();
     t->user = n;
+    t->draining = n->drained;
     str_copy(t->peer_address, sizeof t->peer_address, "127.0.0.1:1");
     jobs_node_up(s->jobs, t, r, nr);
     for (unsigned k = 0; k < nr; k++) /* the hello's answer arrives before anything that was asked after it */
@@ -444,6 +445,30 @@ void sim_cancel(struct sim *s, const char *id, struct sim_answer *a)
     jobs_cancel(s->jobs, j, "user/admin", on_cancelled, k);
 }
 
+static void on_moved(void *arg, int rc, const struct err *e)
+{
+    struct cancelling *k = arg;
+    if (k->a) {
+        k->a->done = true;
+        k->a->e = *e;
+        k->a->e.code = rc;
+    }
+    free(k);
+}
+
+void sim_move(struct sim *s, const char *id, const char *first, const char *last, const char *to,
+              struct sim_answer *a)
+{
+    struct cancelling *k = calloc(1, sizeof *k);
+    if (!k)
+        abort();
+    k->s = s;
+    k->a = a;
+    if (a)
+        *a = (struct sim_answer){0};
+    jobs_move(s->jobs, jobs_find(s->jobs, id), first, last, to, "user/admin", on_moved, k);
+}
+
 struct job *sim_job(struct sim *s, const char *id)
 {
     return jobs_find(s->jobs, id);
@@ -552,6 +577,15 @@ void sim_check_quiet(struct sim *s)
             if (s->node[i].held[k].used && !owned(s, i, &s->node[i].held[k]))
                 sim_broken(s, "%s holds %s of %s, which nobody owns", s->node[i].name,
                            s->node[i].held[k].layer, s->node[i].held[k].job);
+    bool busy = false;
+    for (const struct job *j = jobs_first(s->jobs); j; j = j->next) {
+        busy |= !job_ended(j->state) && j->state != JOB_QUEUED;
+        if (j->shifts)
+            sim_broken(s, "layers of job %s are still on their way", j->id);
+    }
+    for (const struct job *j = jobs_first(s->jobs); j; j = j->next)
+        if (j->state == JOB_QUEUED && !busy)
+            sim_broken(s, "job %s waits though all devices are empty: %s", j->id, j->reason);
     for (const struct job *j = jobs_first(s->jobs); j; j = j->next)
         if (!job_ended(j->state) && j->state != JOB_READY && j->state != JOB_QUEUED)
             sim_broken(s, "job %s stays %s: %s", j->id, job_state_name(j->state), j->reason);

@@ -40,7 +40,7 @@ struct sim_held { /* one layer's memory on an agent */
 };
 struct sim_node {
     char name[16];
-    bool up, has_model[SIM_MODELS];
+    bool up, drained, has_model[SIM_MODELS];
     uint64_t capacity[2]; /* per device */
     unsigned ndevices, session;
     struct sim_held held[SIM_HELD];
@@ -71,7 +71,8 @@ struct sim {
     enum sim_fault fault;
     unsigned fail_percent; /* of loads */
     uint64_t refused_full; /* loads that a device had no room for */
-    unsigned submits, refusals, restarts;
+    unsigned submits, refusals, restarts, loads;
+    const char *fail_device; /* every load to this device (cluster-wide id) fails; NULL = none */
     char dir[64], state[96];
     char broken[400]; /* the first broken invariant; "" = none */
     uint64_t topo_epoch;
@@ -107,6 +108,8 @@ struct sim_answer {
     char id[40];
 };
 void sim_submit(struct sim *s, const struct sim_spec *sp, bool dry_run, struct sim_answer *a);
+void sim_move(struct sim *s, const char *id, const char *first, const char *last, const char *to,
+              struct sim_answer *a);
 void sim_cancel(struct sim *s, const char *id, struct sim_answer *a);
 struct job *sim_job(struct sim *s, const char *id);
 uint64_t sim_model_bytes(unsigned model);

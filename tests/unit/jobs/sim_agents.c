@@ -17,7 +17,7 @@ struct sim_call {
     unsigned serial, node, session;
     unsigned model;
     int held; /* of a load: where its bytes lie on the agent; -1 = no room */
-    bool cancelled;
+    bool cancelled, fails;
     char job[40], layer[32], device[64];
     uint8_t sha[32];
     uint64_t bytes;
@@ -104,6 +104,8 @@ static int do_load(void *ctx, struct topo_node *n, const struct job *j, const st
     unsigned i = node_index(s, n);
     struct sim_node *node = &s->node[i];
     struct sim_call *c = call_new(s, CALL_LOAD, i, 500, 20000, arg);
+    s->loads++;
+    c->fails = s->fail_device && !strcmp(s->fail_device, l->device);
     (void)peer;
     c->fn.load = fn;
     c->bytes = l->bytes;
@@ -235,7 +237,7 @@ static void answer_load(struct sim *s, struct sim_call *c, int rc, const struct 
         rc = err_reason(&why, ST_ERESOURCE, "DEVICE_FULL", "no room");
     else if (!mine)
         rc = err_set(&why, ST_ECANCELED, "released while it was loading");
-    else if (sim_rand(s, 100) < s->fail_percent)
+    else if (c->fails || sim_rand(s, 100) < s->fail_percent)
         rc = err_set(&why, ST_EIO, "the disk does not answer");
     if (mine) {
         h->loading = false;

@@ -7,56 +7,7 @@
 
 #include <cmocka.h>
 
-#include "tests/unit/jobs/sim.h"
-
-static int setup(void **st)
-{
-    struct sim *s = malloc(sizeof *s);
-    if (!s)
-        return -1;
-    sim_open(s, 1);
-    for (unsigned i = 0; i < SIM_NODES; i++) {
-        sim_node_down(s, i, false);
-        s->node[i].ndevices = 1;
-        s->node[i].capacity[0] = 100000;
-        for (unsigned m = 0; m < SIM_MODELS; m++)
-            s->node[i].has_model[m] = true;
-        sim_node_up(s, i);
-    }
-    sim_settle(s);
-    *st = s;
-    return 0;
-}
-
-static int teardown(void **st)
-{
-    struct sim *s = *st;
-    char broken[400];
-    memcpy(broken, s->broken, sizeof broken);
-    sim_close(s);
-    free(s);
-    if (broken[0])
-        print_error("%s\n", broken);
-    return broken[0] ? -1 : 0;
-}
-
-static void wait_for(struct sim *s, const struct sim_answer *a)
-{
-    sim_settle(s);
-    for (unsigned i = 0; i < 10000 && !a->done; i++)
-        sim_step(s);
-    assert_true(a->done);
-}
-
-static struct job *submit(struct sim *s, const struct sim_spec *sp)
-{
-    struct sim_answer a;
-    sim_submit(s, sp, false, &a);
-    wait_for(s, &a);
-    if (a.e.code != ST_OK)
-        fail_msg("refused: %s", a.e.text);
-    return sim_job(s, a.id);
-}
+#include "tests/unit/jobs/cases.h"
 
 static void test_request_id(void **st)
 {

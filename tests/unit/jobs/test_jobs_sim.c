@@ -1,7 +1,8 @@
 /*
- * Many seeds of a random life: submits, lost connections, killed agents, failing loads, cancels, checks and
- * restarts of the coordinator. SIM_SEEDS and SIM_FROM choose how many and which; a failing seed is printed.
- * Each invariant is also broken on purpose, and must then be caught by some seed.
+ * Many seeds of a random life: submits, lost connections, killed agents, failing loads, cancels, moves,
+ * drains, preemptions, checks and restarts of the coordinator. SIM_SEEDS and SIM_FROM choose how many and
+ * which; a failing seed is printed. Each invariant is also broken on purpose, and must then be caught by some
+ * seed.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -40,7 +41,9 @@ static void submit(struct sim *s)
     struct sim_spec sp = {.principal = (unsigned)sim_rand(s, SIM_PRINCIPALS),
                           .model = (unsigned)sim_rand(s, SIM_MODELS),
                           .goal = (enum plan_goal)sim_rand(s, 3),
-                          .min_nodes = (uint32_t)sim_rand(s, 3)};
+                          .min_nodes = (uint32_t)sim_rand(s, 3),
+                          .priority = (int32_t)sim_rand(s, 3),
+                          .preemptible = sim_rand(s, 2)};
     if (sim_rand(s, 3) == 0) {
         /* The same id means the same wish: a repeat of it. */
         unsigned k = (unsigned)sim_rand(s, 6);
@@ -50,11 +53,30 @@ static void submit(struct sim *s)
     sim_submit(s, &sp, sim_rand(s, 10) == 0, NULL);
 }
 
+static void move(struct sim *s, const struct sim_job *w, unsigned node)
+{
+    char first[8], last[8], to[32];
+    unsigned a = (unsigned)sim_rand(s, SIM_LAYERS);
+    snprintf(first, sizeof first, "l%u", a);
+    snprintf(last, sizeof last, "l%u", a + (unsigned)sim_rand(s, SIM_LAYERS - a));
+    snprintf(to, sizeof to, "n%u/cpu:%u", node, (unsigned)sim_rand(s, s->node[node].ndevices));
+    sim_move(s, w->id, first, last, to, NULL);
+}
+
+static void drain(struct sim *s, unsigned node, bool on)
+{
+    struct topo_node *t = topo_node(s->topo, s->node[node].name);
+    s->node[node].drained = on;
+    if (t)
+        t->draining = on;
+    jobs_room_changed(s->jobs);
+}
+
 static void act(struct sim *s)
 {
     struct sim_job *w = some_job(s);
     unsigned node = (unsigned)sim_rand(s, SIM_NODES);
-    switch (sim_rand(s, 12)) {
+    switch (sim_rand(s, 16)) {
     case 0:
     case 1:
         if (w)
@@ -73,6 +95,14 @@ static void act(struct sim *s)
     case 6:
         if (sim_rand(s, 3) == 0)
             sim_restart(s);
+        break;
+    case 8:
+    case 9:
+        if (w)
+            move(s, w, node);
+        break;
+    case 10:
+        drain(s, node, sim_rand(s, 3) == 0);
         break;
     case 7:
         if (w)
@@ -105,8 +135,10 @@ static void live(uint64_t seed, enum sim_fault fault, char out[400])
             sim_step(s);
     }
     s->fail_percent = 0;
-    for (unsigned i = 0; i < SIM_NODES; i++)
+    for (unsigned i = 0; i < SIM_NODES; i++) {
+        drain(s, i, false);
         sim_node_up(s, i);
+    }
     sim_settle(s);
     sim_run_for(s, 60 * NS_PER_S);
     if (!s->broken[0])
