@@ -152,7 +152,7 @@ static int make_ssl(struct quic_conn *c)
 
 static void make_settings(struct quic_ep *ep, ngtcp2_settings *s, ngtcp2_transport_params *p)
 {
-    static const uint16_t probes[] = {1444, 8952 - 20, 8952};
+    static const uint16_t probes[] = {1444, 8952 - 20, 8952, 32000};
     const struct quic_limits *l = &ep->lim;
     ngtcp2_settings_default(s);
     s->initial_ts = quic_ep_now(ep);
@@ -162,7 +162,7 @@ static void make_settings(struct quic_ep *ep, ngtcp2_settings *s, ngtcp2_transpo
     s->max_stream_window = l->max_stream_window < QUIC_WINDOW_MAX ? l->max_stream_window : QUIC_WINDOW_MAX;
     s->max_window = l->max_conn_window;
     s->rand_ctx.native_handle = (void *)(uintptr_t)ep->rng;
-    s->max_tx_udp_payload_size = 8952;
+    s->max_tx_udp_payload_size = 32000;
     s->pmtud_probes = probes;
     s->pmtud_probeslen = sizeof probes / sizeof probes[0];
     ngtcp2_transport_params_default(p);

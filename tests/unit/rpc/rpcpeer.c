@@ -194,8 +194,8 @@ static void raw_readable(struct quic_stream *s, void *arg)
     struct world *w = arg;
     const uint8_t *p;
     bool fin;
-    size_t n = quic_stream_peek(s, &p, &fin);
-    quic_stream_consume(s, n);
+    for (size_t n; (n = quic_stream_peek(s, &p, &fin)) > 0;)
+        quic_stream_consume(s, n);
     if (fin)
         (void)!quic_stream_write(s, w->raw, w->nraw, true);
 }
