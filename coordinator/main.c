@@ -249,6 +249,7 @@ static int free_value(const void *k, size_t n, void *v, void *arg)
 /* Backwards: first nobody can ask, then what was asked is written down, then all is freed. */
 static void stop(struct coord *c)
 {
+    jobs_stop(c->jobs);
     if (c->udp)
         quic_udp_free(c->udp, 0, "the coordinator stops");
     offload_free(c->offload);
