@@ -14,7 +14,7 @@
 #include "common/base/clock.h"
 #include "common/base/str.h"
 
-static const struct gpu_ops *const gpu_backends[] = {&gpu_cpu, &gpu_vulkan};
+static const struct gpu_ops *const gpu_backends[] = {&gpu_cpu, &gpu_cuda, &gpu_vulkan};
 #define BACKENDS (sizeof gpu_backends / sizeof gpu_backends[0])
 
 #define GEN_MASK 0xffffffu /* handles stay below 2^56 */
@@ -100,10 +100,21 @@ static int list_check(const char *list, struct err *e)
         for (size_t b = 0; b < BACKENDS; b++)
             known |= strlen(gpu_backends[b]->name) == n && memcmp(gpu_backends[b]->name, p, n) == 0;
         if (!known)
-            return err_set(e, ST_EINVAL, "there is no backend \"%.*s\"; name \"cpu\" or \"vulkan\"", (int)n,
-                           p);
+            return err_set(e, ST_EINVAL, "there is no backend \"%.*s\"; name \"cpu\", \"cuda\" or \"vulkan\"",
+                           (int)n, p);
     }
     return ST_OK;
+}
+
+/* Is this the same card as one that an earlier backend of the table offers? Each is offered once, through the
+ * backend that stands first. */
+static bool twin(const struct gpu_set *s, const struct gpu_info *g)
+{
+    static const uint8_t none[16] = {0};
+    for (size_t i = 0; i < s->n; i++)
+        if (memcmp(s->info[i].uuid, g->uuid, sizeof g->uuid) == 0 && memcmp(g->uuid, none, sizeof none) != 0)
+            return true;
+    return false;
 }
 
 int gpu_set_new(struct gpu_set **out, const struct gpu_cfg *cfg, struct err *e)
@@ -124,13 +135,19 @@ int gpu_set_new(struct gpu_set **out, const struct gpu_cfg *cfg, struct err *e)
             return rc;
         }
         s->probed[b] = true;
-        for (size_t i = 0; i < n; i++, s->n++) {
+        size_t from = s->n;
+        for (size_t i = 0; i < n; i++) {
             struct gpu_info *g = &s->info[s->n];
+            if (g != &s->info[from + i])
+                *g = s->info[from + i];
+            if (!cfg->keep_twins && twin(s, g))
+                continue;
             s->ops[s->n] = ops;
             s->index[s->n] = i;
             s->dev_ctx[s->n] = s->ctx[b];
             str_copy(g->backend, sizeof g->backend, ops->name);
             snprintf(g->id, sizeof g->id, "%s:%zu", ops->name, i);
+            s->n++;
         }
     }
     *out = s;

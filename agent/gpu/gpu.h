@@ -50,7 +50,9 @@ struct gpu_rates {
 };
 
 struct gpu_cfg {
-    const char *backends;      /* comma list; NULL or "" = all */
+    const char *backends;     /* comma list; NULL or "" = all */
+    const char *cuda_library; /* NULL = libcuda.so.1 */
+    bool keep_twins; /* offer a card through every backend that sees it, not through the first only */
     uint64_t cpu_memory_bytes; /* limit of cpu:0; 0 = half of the machine's memory */
     uint64_t extent_bytes; /* cuts buffers of Vulkan devices into pieces of this; 0 = the driver's largest */
     uint64_t wait_ns;      /* longest wait for a device before it counts as lost; 0 = 10 s */

@@ -123,7 +123,7 @@ int gpu_range(struct gpu *g, uint64_t handle, uint64_t off, uint64_t len, struct
 /* Every answer of a backend passes here, so that a fatal one marks the device. */
 int gpu_answer(struct gpu *g, int rc);
 
-extern const struct gpu_ops gpu_cpu, gpu_vulkan;
+extern const struct gpu_ops gpu_cpu, gpu_cuda, gpu_vulkan;
 
 /* For tests: makes the driver report a lost device from the next call on, as a real loss would. */
 void gpu_vulkan_lose(struct gpu *g);
