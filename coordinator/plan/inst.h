@@ -155,8 +155,11 @@ struct solution {
     uint32_t *on;        /* L entries, the caller's */
     const char *solver;
 };
-/* Exact for chains that are not coupled, up to INST_EXACT_DEVICES devices. ST_ELIMIT = too large for it. */
+/* Exact for chains that are not coupled, up to INST_EXACT_DEVICES devices: sums (latency, excess) and largest
+ * values (bottleneck, ratio). ST_ELIMIT = too large for it. exact_solve picks the one for the objective. */
 int bitmask_solve(const struct prob *p, struct budget *b, struct solution *s) ST_CHECK;
+int reach_solve(const struct prob *p, struct budget *b, struct solution *s) ST_CHECK;
+int exact_solve(const struct prob *p, struct budget *b, struct solution *s) ST_CHECK;
 /* A quick beam for a first upper bound; on = L entries. INFINITY = found nothing, which proves nothing. */
 int search_quick(const struct prob *p, struct budget *b, unsigned width, uint32_t *on,
                  double *value) ST_CHECK;
@@ -173,6 +176,7 @@ int prob_solve(const struct prob *p, struct budget *b, struct solution *s) ST_CH
  * stage on e ending at m. Both D·(L+1) entries. Returns the least total.
  */
 double relax_run(const struct prob *p, double *before, double *after);
+double relax_before(const struct prob *p, double *before); /* the first table alone */
 /* Another bound, for PROB_BOTTLENECK and PROB_RATIO: the least value at which the longest runs of all devices
  * together are as long as the chain. 0 for other objectives. */
 double cover_bound(const struct prob *p);

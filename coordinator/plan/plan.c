@@ -8,7 +8,7 @@
 #include "coordinator/plan/report.h"
 
 #define DEFAULT_WORK 2000000u
-#define DEFAULT_MEMORY ((size_t)512 << 20)
+#define DEFAULT_MEMORY ((size_t)1 << 30)
 #define BISECTIONS 8
 #define DESCENTS 400
 #define ROUNDING 1e-12 /* relative; values closer than this are the same */

@@ -49,7 +49,7 @@ struct plan_opts {
     double time_limit_s;       /* 0 = none; needs clock */
     const struct clock *clock; /* borrowed; NULL = no time limit and no seconds in the statistics */
     uint64_t work_limit;       /* states a search beyond the exact size may visit; 0 = the default */
-    size_t memory_limit;       /* bytes of solver tables; 0 = 512 MiB */
+    size_t memory_limit;       /* bytes of solver tables; 0 = 1 GiB */
     unsigned threads;          /* accepted; the solvers use one, so results never depend on it */
     const atomic_bool *cancel; /* borrowed; set from any thread: plan_solve returns ST_ECANCELED soon */
 };

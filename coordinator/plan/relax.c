@@ -39,9 +39,10 @@ static double least_hop(const struct prob *p, size_t e, size_t m, double bytes, 
     return best;
 }
 
-static void relax_before(const struct prob *p, double *before)
+double relax_before(const struct prob *p, double *before)
 {
     size_t D = p->in->D, L = p->in->L, W = L + 1;
+    double least = INFINITY;
     for (size_t i = 0; i < D * W; i++)
         before[i] = INFINITY;
     for (size_t l = 0; l < L; l++) {
@@ -59,6 +60,11 @@ static void relax_before(const struct prob *p, double *before)
             }
         }
     }
+    for (size_t e = 0; e < D; e++) {
+        double v = prob_join(p->kind, before[e * W + L], prob_hop(p, e, D, inst_cut_bytes(p->in, L)));
+        least = v < least ? v : least;
+    }
+    return least;
 }
 
 double relax_run(const struct prob *p, double *before, double *after)
@@ -135,6 +141,12 @@ double cover_bound(const struct prob *p)
     return lo;
 }
 
+int exact_solve(const struct prob *p, struct budget *b, struct solution *s)
+{
+    return p->kind == PROB_BOTTLENECK || p->kind == PROB_RATIO ? reach_solve(p, b, s)
+                                                               : bitmask_solve(p, b, s);
+}
+
 int prob_solve(const struct prob *p, struct budget *b, struct solution *s)
 {
     s->value = INFINITY;
@@ -148,7 +160,7 @@ int prob_solve(const struct prob *p, struct budget *b, struct solution *s)
     }
     if (!p->in->chain)
         return dag_solve(p, b, s);
-    int rc = bitmask_solve(p, b, s);
+    int rc = exact_solve(p, b, s);
     if (rc == ST_ELIMIT || rc == ST_EDEADLINE)
         rc = search_solve(p, b, s);
     return rc;

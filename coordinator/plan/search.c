@@ -293,7 +293,7 @@ static int subset_run(struct search *q)
     struct prob p = *q->p;
     struct solution s = {.limit = q->best, .on = on};
     p.in = sub;
-    rc = sub->D ? bitmask_solve(&p, q->b, &s) : ST_ELIMIT;
+    rc = sub->D ? exact_solve(&p, q->b, &s) : ST_ELIMIT;
     if (rc == ST_OK && s.value < q->best) {
         q->best = s.value;
         for (size_t i = 0; i < q->L; i++)
