@@ -1,48 +1,55 @@
 /*
  * Exact for sums over chains: F[S][e][l] = least cost of running layers [l, L) when the stage that starts at
  * l is on e and exactly the devices of S are used from there on. Built from the end. A value is dropped when
- * even the relaxed cost of what goes before it would pass the best whole plan so far, or when the devices
- * left over could not hold the layers before it; neither ever drops an optimum. Rows that are dropped whole
- * take no memory, and mostly that is nearly all of them.
+ * it cannot be part of a plan as good as the best so far: by the relaxed cost of what goes before it, or by
+ * the least that the devices left over take for the layers before it, each filled no further than its longest
+ * run (fill_bound). Neither ever drops an optimum. Rows that are dropped whole take no memory, and mostly
+ * that is nearly all of them.
  *
  * Where a device's runs are sums of layer times within a window that only moves forward, the best cut of
  * every start is a sliding-window minimum; other tables (measured segments that may go anywhere) are walked.
  */
 #include <stdlib.h>
 #include <string.h>
-#if defined __x86_64__
-#include <immintrin.h>
-#endif
 
 #include "coordinator/plan/inst.h"
+#include "coordinator/plan/minplus.h"
 
 #define SEED_FROM 9u /* devices from which a first upper bound pays for itself */
 #define SEED_WIDTH 4u
-#define SLACK 1e-11     /* relative; other orders of additions must not cut off an optimum */
-#define SMOOTH_MAX 64.0 /* a device slower than this many optima loses digits in differences of prefix sums  \
-                         */
-#define CHUNK_ROWS 512u
+#define SLACK 1e-11 /* relative; other orders of additions must not cut off an optimum */
+#define RUNGS 17u   /* levels of the ladder: 2^17 is above any number of layers */
+#define SMOOTH_MAX                                                                                           \
+    64.0 /* a device slower than this many optima loses digits in differences of prefix sums                 \
+          */
 
 struct mask {
     const struct prob *p;
     struct budget *b;
-    size_t D, L, W; /* W = L + 1 */
-    size_t *off;    /* 2^D: rows before those of a set */
-    uint32_t *row;  /* place of a row in the chunks plus one; 0 = dropped */
-    double **chunk;
-    size_t n_rows, n_chunks;
-    double *stage;         /* e, m, l: cost of [l, m) on e; only for devices that are not smooth */
-    uint32_t *lo;          /* e, m: first l with a cost within the limit */
-    bool *smooth;          /* D */
-    double *prefix;        /* e, l */
-    uint32_t *last;        /* e, l: the last end from l; 0 = none */
-    double *hop;           /* e, d, m */
-    double *into;          /* e, l: relaxed cost of [0, l) and of the hop to e */
-    double *before, *need; /* need[l]: bytes that [0, l) takes at least */
-    double *arrive;        /* W */
-    double *key;           /* W */
-    uint32_t *deque;       /* W */
-    double best;           /* or the limit, as long as nothing is found */
+    size_t D, L, W;           /* W = L + 1 */
+    uint32_t *row;            /* set, e: place of a row in the arena plus one; 0 = dropped */
+    size_t n_rows, rows_each; /* rows in all, and in a chunk of the arena */
+    double *stage;            /* e, m, l: cost of [l, m) on e; only for devices that are not smooth */
+    uint32_t *lo;             /* e, m: first l with a cost within the limit */
+    bool *smooth;             /* D */
+    double *prefix;           /* e, l */
+    uint32_t *last;           /* e, l: the last end from l; 0 = none */
+    double *hop;              /* e, d, m */
+    double *into;             /* e, l: relaxed cost of [0, l) and of the hop to e */
+    double *before;
+    double *arrive; /* W */
+    const struct minplus *v;
+    double *ladder; /* levels of stride each */
+    size_t stride;
+    uint32_t *pick;   /* e, l: the two entries of the ladder that cover l's window */
+    unsigned *levels; /* e */
+    /* fill_bound: a unit of work is what the fastest device does in a second */
+    double *work;                /* l: work of [0, l) */
+    double *rate, *most;         /* e: least seconds a unit; most work in one run */
+    uint32_t *by_rate, *by_most; /* devices, the cheapest and the largest first */
+    double hop_least, open_least, first_least;
+    double *fill; /* W */
+    double best;  /* or the limit, as long as nothing is found */
     bool found;
     unsigned best_set;
     size_t best_dev;
@@ -50,10 +57,6 @@ struct mask {
 
 static void mask_fini(struct mask *k)
 {
-    for (size_t i = 0; i < k->n_chunks; i++)
-        free(k->chunk[i]);
-    free(k->chunk);
-    free(k->off);
     free(k->row);
     free(k->stage);
     free(k->lo);
@@ -63,76 +66,89 @@ static void mask_fini(struct mask *k)
     free(k->hop);
     free(k->into);
     free(k->before);
-    free(k->need);
+    free(k->ladder);
+    free(k->pick);
+    free(k->levels);
     free(k->arrive);
-    free(k->key);
-    free(k->deque);
+    free(k->work);
+    free(k->rate);
+    free(k->most);
+    free(k->by_rate);
+    free(k->by_most);
+    free(k->fill);
 }
 
-static size_t slot_of(const struct mask *k, unsigned set, size_t d)
-{
-    return k->off[set] + (size_t)__builtin_popcount(set & ((1u << d) - 1u));
-}
 static double *row_at(const struct mask *k, uint32_t place)
 {
-    return &k->chunk[(place - 1) / CHUNK_ROWS][(place - 1) % CHUNK_ROWS * k->W];
+    return &k->b->chunk[(place - 1) / k->rows_each][(place - 1) % k->rows_each * k->W];
 }
 static const double *row_of(const struct mask *k, unsigned set, size_t d)
 {
-    uint32_t place = k->row[slot_of(k, set, d)];
+    uint32_t place = k->row[set * k->D + d];
     return place ? row_at(k, place) : NULL;
 }
 
 /* The next free row, which stays free until k->n_rows counts it. */
 static int row_next(struct mask *k, double **out)
 {
-    if (k->n_rows == k->n_chunks * CHUNK_ROWS) {
-        size_t bytes = (k->n_chunks + 1) * CHUNK_ROWS * k->W * sizeof(double);
-        if (bytes > k->b->memory_limit)
-            return ST_ELIMIT;
-        double **v = realloc(k->chunk, (k->n_chunks + 1) * sizeof *v);
-        if (!v)
-            return ST_ENOMEM;
-        k->chunk = v;
-        if (!(v[k->n_chunks] = malloc(CHUNK_ROWS * k->W * sizeof(double))))
-            return ST_ENOMEM;
-        k->n_chunks++;
-        k->b->table_bytes = bytes > k->b->table_bytes ? bytes : k->b->table_bytes;
+    if (k->n_rows / k->rows_each == k->b->n_chunks) {
+        int rc = budget_chunk(k->b);
+        if (rc < 0)
+            return rc;
     }
     *out = row_at(k, (uint32_t)k->n_rows + 1);
     return ST_OK;
 }
 
-/* Is every run of e a difference of prefix sums, within a window that only moves forward? */
-static bool is_smooth(struct mask *k, size_t e, double least)
+/* The last end of a run from each start; whether they make a window without gaps that only moves forward. */
+static bool fill_last(struct mask *k, size_t e)
 {
     const struct inst *in = k->p->in;
     uint32_t *last = &k->last[e * k->W], high = 0;
+    bool ok = true;
+    for (size_t l = 0; l < k->L; l++) {
+        size_t gaps = 0;
+        last[l] = 0;
+        for (size_t m = l + 1; m <= inst_last(in, e, l); m++) {
+            if (prob_stage(k->p, e, l, m) < INFINITY) {
+                last[l] = (uint32_t)m;
+                ok = ok && gaps == 0;
+            } else {
+                gaps += m == k->L || !in->glued[m]; /* no cut there for anyone */
+            }
+        }
+        ok = ok && (!last[l] || last[l] >= high);
+        high = last[l] ? last[l] : high;
+    }
+    return ok;
+}
+
+/* Is every run of e a difference of prefix sums? Then which rungs of the ladder cover its windows. */
+static bool is_smooth(struct mask *k, size_t e, double least)
+{
+    const struct inst *in = k->p->in;
     double *prefix = &k->prefix[e * k->W];
-    bool ok = k->p->kind == PROB_LATENCY && !in->c->devices[in->dev[e]].has_segment;
+    bool ok = fill_last(k, e) && k->p->kind == PROB_LATENCY && !in->c->devices[in->dev[e]].has_segment;
     prefix[0] = 0;
     for (size_t l = 0; l < k->L; l++) {
+        uint32_t last = k->last[e * k->W + l], *pick = &k->pick[(e * k->W + l) * 2];
         prefix[l + 1] = prefix[l] + in->t[e * k->L + l];
-        last[l] = 0;
-        for (size_t m = l + 1; m <= inst_last(in, e, l); m++)
-            if (prob_stage(k->p, e, l, m) < INFINITY)
-                last[l] = (uint32_t)m;
-        for (size_t m = l + 1; ok && m <= last[l]; m++)
-            ok = prob_stage(k->p, e, l, m) < INFINITY || (m < k->L && in->glued[m]);
-        if (!last[l])
+        pick[0] = pick[1] = (uint32_t)k->W; /* INFINITY */
+        if (!last)
             continue;
-        ok = ok && last[l] >= high;
-        high = last[l];
+        unsigned rung = 31u - (unsigned)__builtin_clz(last - (uint32_t)l);
+        pick[0] = rung * (uint32_t)k->stride + (uint32_t)l + 1;
+        pick[1] = rung * (uint32_t)k->stride + last + 1 - (1u << rung);
+        k->levels[e] = rung > k->levels[e] ? rung : k->levels[e];
     }
     return ok && prefix[k->L] <= SMOOTH_MAX * least;
 }
 
-static int fill_stage(struct mask *k, double least)
+static int fill_stage(struct mask *k)
 {
     size_t L = k->L, W = k->W;
     double limit = k->best * (1 + SLACK);
     for (size_t e = 0; e < k->D; e++) {
-        k->smooth[e] = is_smooth(k, e, least);
         if (k->smooth[e])
             continue;
         if (!k->stage && !(k->stage = malloc(k->D * W * W * sizeof *k->stage)))
@@ -167,10 +183,114 @@ static void fill_tables(struct mask *k)
             }
             k->into[e * W + l] = v;
         }
+}
+
+/* Least seconds of a layer on a device in any segment. */
+static double layer_least(const struct inst *in, size_t e, size_t i)
+{
+    const struct cluster_device *cd = &in->c->devices[in->dev[e]];
+    if (!cd->has_segment || in->m->layers[in->layer[i]].type != LAYER_BLOCK)
+        return in->t[e * in->L + i];
+    double share = INFINITY;
+    for (size_t n = 0; n < cd->nsegment; n++)
+        share = fmin(share, cd->speed_factor * cd->segment_s[n] / (double)(n + 1));
+    return share;
+}
+
+static void fill_prepare(struct mask *k)
+{
+    const struct inst *in = k->p->in;
+    size_t D = k->D, L = k->L, W = k->W;
+    for (size_t e = 0; e < D; e++)
+        k->rate[e] = INFINITY;
+    k->work[0] = 0;
     for (size_t l = 0; l < L; l++) {
-        const struct model_layer *m = &p->in->m->layers[p->in->layer[l]];
-        k->need[l + 1] = k->need[l] + m->weight_bytes + m->kv_bytes;
+        double unit = INFINITY;
+        for (size_t e = 0; e < D; e++)
+            unit = fmin(unit, layer_least(in, e, l));
+        k->work[l + 1] = k->work[l] + (unit < INFINITY ? unit : 0);
+        for (size_t e = 0; unit > 0 && unit < INFINITY && e < D; e++)
+            k->rate[e] = fmin(k->rate[e], layer_least(in, e, l) / unit);
     }
+    k->hop_least = k->open_least = k->first_least = INFINITY;
+    for (size_t e = 0; e < D; e++) {
+        k->most[e] = 0;
+        k->rate[e] = k->rate[e] < INFINITY ? k->rate[e] * (1 - SLACK) : 0;
+        for (size_t l = 0; l < L; l++)
+            if (k->last[e * W + l])
+                k->most[e] = fmax(k->most[e], (k->work[k->last[e * W + l]] - k->work[l]) * (1 + SLACK));
+        k->open_least = fmin(k->open_least, in->open[e]);
+        k->first_least = fmin(k->first_least, k->hop[(D * (D + 1) + e) * W]);
+        for (size_t d = 0; d < D; d++)
+            for (size_t m = 1; d != e && m < L; m++)
+                k->hop_least = fmin(k->hop_least, k->hop[(e * (D + 1) + d) * W + m]);
+        size_t i = e, j = e;
+        for (; i > 0 && k->rate[k->by_rate[i - 1]] > k->rate[e]; i--)
+            k->by_rate[i] = k->by_rate[i - 1];
+        k->by_rate[i] = (uint32_t)e;
+        for (; j > 0 && k->most[k->by_most[j - 1]] < k->most[e]; j--)
+            k->by_most[j] = k->by_most[j - 1];
+        k->by_most[j] = (uint32_t)e;
+    }
+}
+
+/* fill[m] = at least what [0, m) costs on devices outside `set`; work flows to the cheapest of them first. */
+static void fill_bound(const struct mask *k, unsigned set, double *fill)
+{
+    size_t D = k->D, L = k->L, i = 0, j = 0, stages = 0;
+    double full = 0, spent = 0, held = 0; /* work and seconds of the devices filled up; room of the largest */
+    for (size_t m = 1; m <= L; m++) {
+        double w = k->work[m];
+        while (i < D && ((set >> k->by_rate[i] & 1u) || full + k->most[k->by_rate[i]] < w)) {
+            if (!(set >> k->by_rate[i] & 1u)) {
+                full += k->most[k->by_rate[i]];
+                spent += k->most[k->by_rate[i]] * k->rate[k->by_rate[i]];
+            }
+            i++;
+        }
+        while (j < D && (stages == 0 || held < w)) {
+            if (!(set >> k->by_most[j] & 1u)) {
+                held += k->most[k->by_most[j]];
+                stages++;
+            }
+            j++;
+        }
+        if (i == D || stages == 0 || held < w) {
+            fill[m] = INFINITY;
+            continue;
+        }
+        fill[m] = spent + (w - full) * k->rate[k->by_rate[i]] + k->first_least + k->open_least +
+                  (stages > 1 ? (double)(stages - 1) * (k->hop_least + k->open_least) : 0);
+        fill[m] *= 1 - SLACK;
+    }
+}
+
+static int mask_alloc(struct mask *k)
+{
+    size_t D = k->D, W = k->W, sets = (size_t)1 << D;
+    k->row = calloc(sets * D, sizeof *k->row);
+    k->lo = malloc(D * W * sizeof *k->lo);
+    k->smooth = calloc(D, sizeof *k->smooth);
+    k->prefix = malloc(D * W * sizeof *k->prefix);
+    k->last = calloc(D * W, sizeof *k->last);
+    k->hop = malloc((D + 1) * (D + 1) * W * sizeof *k->hop);
+    k->into = malloc(D * W * sizeof *k->into);
+    k->before = malloc(D * W * sizeof *k->before);
+    k->ladder = malloc((RUNGS + 1) * k->stride * sizeof *k->ladder);
+    k->pick = malloc(D * W * 2 * sizeof *k->pick);
+    k->levels = calloc(D, sizeof *k->levels);
+    k->arrive = malloc(W * sizeof *k->arrive);
+    k->work = calloc(W, sizeof *k->work);
+    k->rate = malloc(D * sizeof *k->rate);
+    k->most = malloc(D * sizeof *k->most);
+    k->by_rate = malloc(D * sizeof *k->by_rate);
+    k->by_most = malloc(D * sizeof *k->by_most);
+    k->fill = calloc(W, sizeof *k->fill);
+    return k->row && k->lo && k->smooth && k->prefix && k->last && k->hop && k->into && k->before &&
+                   k->ladder && k->pick && k->levels && k->arrive && k->work && k->rate && k->most &&
+                   k->by_rate && k->by_most && k->fill
+               ? ST_OK
+               : ST_ENOMEM;
 }
 
 static int mask_init(struct mask *k, const struct prob *p, struct budget *b, double limit)
@@ -179,39 +299,27 @@ static int mask_init(struct mask *k, const struct prob *p, struct budget *b, dou
     k->p = p;
     k->b = b;
     k->best = limit;
-    if (D == 0 || D > INST_EXACT_DEVICES)
+    k->stride = 3 * W; /* a level reads up to its own span beyond W */
+    k->rows_each = BUDGET_CHUNK / (W * sizeof(double));
+    if (D == 0 || D > INST_EXACT_DEVICES || k->rows_each == 0)
         return ST_ELIMIT;
-    size_t sets = (size_t)1 << D, rows = D << (D - 1);
-    double bytes = (double)rows * 4 + (double)sets * 8 + (double)D * (double)W * (double)(W + D + 9) * 8;
+    double bytes = (double)(D << D) * 4 + (double)D * (double)W * (double)(W + D + 9) * 8;
     if (bytes > (double)b->memory_limit)
         return ST_ELIMIT;
     b->table_bytes = (size_t)bytes > b->table_bytes ? (size_t)bytes : b->table_bytes;
-    k->off = malloc(sets * sizeof *k->off);
-    k->row = calloc(rows, sizeof *k->row);
-    k->lo = malloc(D * W * sizeof *k->lo);
-    k->smooth = calloc(D, sizeof *k->smooth);
-    k->prefix = malloc(D * W * sizeof *k->prefix);
-    k->last = calloc(D * W, sizeof *k->last);
-    k->hop = malloc((D + 1) * (D + 1) * W * sizeof *k->hop);
-    k->into = malloc(D * W * sizeof *k->into);
-    k->before = malloc(D * W * sizeof *k->before);
-    k->need = calloc(W, sizeof *k->need);
-    k->arrive = malloc(W * sizeof *k->arrive);
-    k->key = malloc(W * sizeof *k->key);
-    k->deque = malloc(W * sizeof *k->deque);
-    if (!k->off || !k->row || !k->lo || !k->smooth || !k->prefix || !k->last || !k->hop || !k->into ||
-        !k->before || !k->need || !k->arrive || !k->key || !k->deque)
+    if (mask_alloc(k) < 0)
         return ST_ENOMEM;
-    size_t at = 0;
-    for (size_t s = 0; s < sets; s++) {
-        k->off[s] = at;
-        at += (size_t)__builtin_popcount((unsigned)s);
-    }
     double least = relax_before(p, k->before);
+    for (size_t i = 0; i < (RUNGS + 1) * k->stride; i++)
+        k->ladder[i] = INFINITY;
+    for (size_t e = 0; e < D; e++)
+        k->smooth[e] = is_smooth(k, e, least);
     fill_tables(k);
-    if (least == INFINITY) /* not even with devices used over and over */
+    if (p->kind == PROB_LATENCY)
+        fill_prepare(k);
+    if (least == INFINITY) { /* not even with devices used over and over */
         k->best = -1;
-    else if (k->best == INFINITY && D >= SEED_FROM) {
+    } else if (k->best == INFINITY && D >= SEED_FROM) {
         uint32_t *on = malloc(L * sizeof *on);
         int rc = on ? search_quick(p, b, SEED_WIDTH, on, &k->best) : ST_ENOMEM;
         free(on);
@@ -219,7 +327,7 @@ static int mask_init(struct mask *k, const struct prob *p, struct budget *b, dou
             return rc;
         k->best *= 1 + SLACK; /* the plan itself must not be cut off */
     }
-    return fill_stage(k, least);
+    return fill_stage(k);
 }
 
 static bool may_end(const struct mask *k, unsigned set)
@@ -237,36 +345,10 @@ static bool may_end(const struct mask *k, unsigned set)
     return nodes >= in->min_nodes;
 }
 
-static void least_of_sums(double *restrict a, const double *restrict h, const double *restrict f, size_t n)
-{
-    for (size_t m = 1; m < n; m++) {
-        double v = h[m] + f[m];
-        a[m] = v < a[m] ? v : a[m];
-    }
-}
-#if defined __x86_64__
-/* The same operations, four at a time: the same result bit by bit. */
-__attribute__((target("avx2"))) static void least_of_sums_wide(double *restrict a, const double *restrict h,
-                                                               const double *restrict f, size_t n)
-{
-    size_t m = 1;
-    for (; m + 4 <= n; m += 4) {
-        __m256d v = _mm256_add_pd(_mm256_loadu_pd(&h[m]), _mm256_loadu_pd(&f[m]));
-        _mm256_storeu_pd(&a[m], _mm256_min_pd(v, _mm256_loadu_pd(&a[m])));
-    }
-    for (; m < n; m++) {
-        double v = h[m] + f[m];
-        a[m] = v < a[m] ? v : a[m];
-    }
-}
-#endif
-
 /* arrive[m] = least cost of everything after a stage on e that ends at m, using just the devices of set. */
-static bool arrivals(struct mask *k, unsigned set, size_t e, bool wide)
+static bool arrivals(struct mask *k, unsigned set, size_t e)
 {
-    bool any = false;
     double *a = k->arrive;
-    const double *before = &k->before[e * k->W];
     for (size_t m = 0; m <= k->L; m++)
         a[m] = INFINITY;
     if (set == 0)
@@ -274,50 +356,26 @@ static bool arrivals(struct mask *k, unsigned set, size_t e, bool wide)
     for (unsigned s = set; s; s &= s - 1) {
         size_t d = (size_t)__builtin_ctz(s);
         const double *f = row_of(k, set, d), *h = &k->hop[(e * (k->D + 1) + d) * k->W];
-        if (!f)
-            continue;
-#if defined __x86_64__
-        if (wide) {
-            least_of_sums_wide(a, h, f, k->L);
-            continue;
-        }
-#endif
-        least_of_sums(a, h, f, k->L);
+        if (f)
+            k->v->least(a + 1, h + 1, f + 1, k->L - 1);
     }
-    (void)wide;
-    double limit = k->best * (1 + SLACK);
-    for (size_t m = 1; m <= k->L; m++) {
-        bool keep = before[m] + a[m] <= limit && a[m] < INFINITY;
-        a[m] = keep ? a[m] : INFINITY;
-        any |= keep;
-    }
-    return any;
+    return k->v->prune(a + 1, &k->before[e * k->W + 1], k->fill + 1, k->best * (1 + SLACK), k->L);
 }
 
-/* f[l] = least arrive[m] + run(l, m) over the window of l. */
+/* f[l] = least arrive[m] + run(l, m) over the window of l: two overlapping rungs of the ladder cover it. */
 static void slide(struct mask *k, size_t e, double *f)
 {
     const double *prefix = &k->prefix[e * k->W];
-    const uint32_t *last = &k->last[e * k->W];
-    double open = k->p->in->open[e], *key = k->key;
-    size_t head = 0, tail = 0, L = k->L;
-    for (size_t m = 1; m <= L; m++)
+    const uint32_t *pick = &k->pick[e * k->W * 2];
+    double open = k->p->in->open[e], *key = k->ladder;
+    for (size_t m = 1; m <= k->L; m++)
         key[m] = k->arrive[m] + prefix[m];
-    f[L] = INFINITY;
-    for (size_t l = L; l-- > 0;) {
-        if (key[l + 1] < INFINITY) {
-            while (tail > head && key[k->deque[tail - 1]] >= key[l + 1])
-                tail--;
-            k->deque[tail++] = (uint32_t)l + 1;
-        }
-        if (!last[l]) {
-            f[l] = INFINITY;
-            continue;
-        }
-        while (head < tail && k->deque[head] > last[l])
-            head++;
-        f[l] = head < tail ? open + (key[k->deque[head]] - prefix[l]) : INFINITY;
+    k->v->ladder(key, k->stride, k->W, k->levels[e]);
+    for (size_t l = 0; l < k->L; l++) {
+        double x = key[pick[2 * l]], y = key[pick[2 * l + 1]];
+        f[l] = open + ((x < y ? x : y) - prefix[l]);
     }
+    f[k->L] = INFINITY;
 }
 
 static void walk(struct mask *k, size_t e, double *f)
@@ -336,10 +394,10 @@ static void walk(struct mask *k, size_t e, double *f)
     }
 }
 
-static int extend(struct mask *k, unsigned set, size_t e, size_t first, bool wide)
+static int extend(struct mask *k, unsigned set, size_t e)
 {
     double *f;
-    if (!arrivals(k, set, e, wide))
+    if (!arrivals(k, set, e))
         return ST_OK;
     int rc = row_next(k, &f);
     if (rc < 0)
@@ -350,17 +408,11 @@ static int extend(struct mask *k, unsigned set, size_t e, size_t first, bool wid
         walk(k, e, f);
     unsigned with = set | 1u << e;
     const double *into = &k->into[e * k->W];
-    double limit = k->best * (1 + SLACK);
-    bool any = false;
-    for (size_t l = 1; l < k->L; l++) {
-        bool keep = l <= first && into[l] + f[l] <= limit && f[l] < INFINITY;
-        f[l] = keep ? f[l] : INFINITY;
-        any |= keep;
-    }
+    bool any = k->v->prune(f + 1, into + 1, into + 1, k->best * (1 + SLACK), k->L);
     double total = into[0] + f[0];
     bool ends = total < INFINITY && total <= k->best && may_end(k, with);
     if (any || ends)
-        k->row[slot_of(k, with, e)] = (uint32_t)++k->n_rows;
+        k->row[with * k->D + e] = (uint32_t)++k->n_rows;
     if (ends &&
         (!k->found || total < k->best || __builtin_popcount(with) < __builtin_popcount(k->best_set))) {
         k->found = true;
@@ -407,42 +459,40 @@ static bool trace(const struct mask *k, uint32_t *on)
     return true;
 }
 
-/* The furthest start for which the devices outside `set` and e can hold all that goes before. */
-static size_t first_max(const struct mask *k, unsigned set, size_t e)
+/* Drops what cannot go on from the rows of a set; false when nothing is left. */
+static bool thin(struct mask *k, unsigned set)
 {
-    const struct inst *in = k->p->in;
-    double room = 0;
-    if (!(in->rules & RULE_MEMORY))
-        return k->L;
-    for (size_t d = 0; d < k->D; d++)
-        room += !(set >> d & 1u) && d != e ? in->cap[d] * (1 + SLACK) : 0;
-    size_t l = k->L;
-    while (l > 0 && k->need[l] > room)
-        l--;
-    return l;
+    bool any = set == 0;
+    if (k->p->kind == PROB_LATENCY && (any || k->best < INFINITY))
+        fill_bound(k, set, k->fill);
+    for (size_t d = 0; d < k->D; d++) {
+        uint32_t place = k->row[set * k->D + d];
+        if (!place)
+            continue;
+        const double *into = &k->into[d * k->W];
+        bool left = k->v->prune(row_at(k, place) + 1, into + 1, k->fill + 1, k->best * (1 + SLACK), k->L);
+        any = any || left;
+    }
+    return any;
 }
 
 int bitmask_solve(const struct prob *p, struct budget *b, struct solution *s)
 {
-    struct mask k = {0};
-    bool wide = false;
-#if defined __x86_64__
-    wide = __builtin_cpu_supports("avx2");
-#endif
+    struct mask k = {.v = minplus_pick()};
     int rc = p->in->coupled ? ST_ELIMIT : mask_init(&k, p, b, s->limit);
     for (unsigned set = 0; rc == ST_OK && k.best >= 0 && set < 1u << k.D; set++) {
-        if ((size_t)__builtin_popcount(set) >= p->in->max_stages)
-            continue;
         bool any = set == 0;
-        for (size_t r = 0; r < (size_t)__builtin_popcount(set); r++)
-            any = any || k.row[k.off[set] + r];
-        if (!any)
+        for (size_t d = 0; d < k.D; d++)
+            any = any || k.row[set * k.D + d];
+        if (!any || (size_t)__builtin_popcount(set) >= p->in->max_stages)
             continue;
         if (!budget_spend(b, k.D))
             rc = b->stop;
+        if (!thin(&k, set))
+            continue;
         for (size_t e = 0; rc == ST_OK && e < k.D; e++)
             if (!(set >> e & 1u))
-                rc = extend(&k, set, e, first_max(&k, set, e), wide);
+                rc = extend(&k, set, e);
     }
     if (rc == ST_OK) {
         s->value = k.found ? k.best : INFINITY;

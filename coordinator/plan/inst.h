@@ -101,6 +101,8 @@ struct eval {
 int eval_run(const struct inst *in, const uint32_t *on, struct eval *out) ST_CHECK;
 void eval_fini(struct eval *ev);
 
+#define BUDGET_CHUNK ((size_t)2 << 20)
+
 /* Limits of one plan_solve, shared by its solver runs. */
 struct budget {
     const struct clock *clock;
@@ -108,10 +110,15 @@ struct budget {
     const atomic_bool *cancel;
     uint64_t states, work_left; /* work: a pool of the searches, each may take half of what is left */
     size_t memory_limit, table_bytes;
+    double **chunk; /* BUDGET_CHUNK bytes each, kept from one solver run to the next */
+    size_t n_chunks;
     int stop; /* ST_OK, ST_ECANCELED, ST_EDEADLINE, ST_ELIMIT (work) */
 };
 /* Counts n states; true = go on. Work is only limited where the caller says so. */
 bool budget_spend(struct budget *b, uint64_t n);
+/* One chunk more. ST_ELIMIT (memory limit), ST_ENOMEM. */
+int budget_chunk(struct budget *b) ST_CHECK;
+void budget_fini(struct budget *b);
 
 /* One objective over one instance. */
 enum prob_kind { PROB_LATENCY, PROB_BOTTLENECK, PROB_RATIO, PROB_EXCESS };

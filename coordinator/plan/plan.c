@@ -320,6 +320,7 @@ int plan_solve(const struct cluster *c, const struct model *m, const struct requ
         plan_free(p);
     free(r.on);
     free(r.spare);
+    budget_fini(&r.b);
     inst_free(in);
     return rc;
 }

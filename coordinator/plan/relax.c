@@ -1,6 +1,7 @@
 /* Bounds from the relaxed chain, the budget, and the choice of a solver. */
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "coordinator/plan/inst.h"
 
@@ -17,6 +18,32 @@ bool budget_spend(struct budget *b, uint64_t n)
     else if (b->deadline_ns && b->states / CLOCK_EVERY != before && clock_ns(b->clock) >= b->deadline_ns)
         b->stop = ST_EDEADLINE;
     return b->stop == ST_OK;
+}
+
+int budget_chunk(struct budget *b)
+{
+    size_t bytes = (b->n_chunks + 1) * BUDGET_CHUNK;
+    if (bytes > b->memory_limit)
+        return ST_ELIMIT;
+    double **v = realloc(b->chunk, (b->n_chunks + 1) * sizeof *v);
+    if (!v)
+        return ST_ENOMEM;
+    b->chunk = v;
+    v[b->n_chunks] = aligned_alloc(BUDGET_CHUNK, BUDGET_CHUNK);
+    if (!v[b->n_chunks])
+        return ST_ENOMEM;
+    madvise(v[b->n_chunks++], BUDGET_CHUNK, MADV_HUGEPAGE); /* a hint: rows are written all over them */
+    b->table_bytes = bytes > b->table_bytes ? bytes : b->table_bytes;
+    return ST_OK;
+}
+
+void budget_fini(struct budget *b)
+{
+    for (size_t i = 0; i < b->n_chunks; i++)
+        free(b->chunk[i]);
+    free(b->chunk);
+    b->chunk = NULL;
+    b->n_chunks = 0;
 }
 
 double inst_cut_bytes(const struct inst *in, size_t l)
