@@ -300,8 +300,14 @@ static int mask_init(struct mask *k, const struct prob *p, struct budget *b, dou
     k->b = b;
     k->best = limit;
     k->stride = 3 * W; /* a level reads up to its own span beyond W */
-    k->rows_each = BUDGET_CHUNK / (W * sizeof(double));
-    if (D == 0 || D > INST_EXACT_DEVICES || k->rows_each == 0)
+    if (D == 0 || D > INST_EXACT_DEVICES)
+        return ST_ELIMIT;
+    if (!b->n_chunks) {
+        double all = (double)(D << (D - 1)) * (double)W * sizeof(double);
+        b->chunk_bytes = all < (double)BUDGET_CHUNK ? (size_t)all : BUDGET_CHUNK;
+    }
+    k->rows_each = b->chunk_bytes / (W * sizeof(double));
+    if (k->rows_each == 0)
         return ST_ELIMIT;
     double bytes = (double)(D << D) * 4 + (double)D * (double)W * (double)(W + D + 9) * 8;
     if (bytes > (double)b->memory_limit)

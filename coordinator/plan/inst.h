@@ -110,9 +110,9 @@ struct budget {
     const atomic_bool *cancel;
     uint64_t states, work_left; /* work: a pool of the searches, each may take half of what is left */
     size_t memory_limit, table_bytes;
-    double **chunk; /* BUDGET_CHUNK bytes each, kept from one solver run to the next */
-    size_t n_chunks;
-    int stop; /* ST_OK, ST_ECANCELED, ST_EDEADLINE, ST_ELIMIT (work) */
+    double **chunk;               /* kept from one solver run to the next */
+    size_t n_chunks, chunk_bytes; /* of each, at most BUDGET_CHUNK; set by the first user */
+    int stop;                     /* ST_OK, ST_ECANCELED, ST_EDEADLINE, ST_ELIMIT (work) */
 };
 /* Counts n states; true = go on. Work is only limited where the caller says so. */
 bool budget_spend(struct budget *b, uint64_t n);

@@ -9,7 +9,7 @@
 
 #define DEFAULT_WORK 2000000u
 #define DEFAULT_MEMORY ((size_t)1 << 30)
-#define BISECTIONS 8
+#define CLOSE 2e-4 /* of ρ: below it plans are few enough to step from one to the next */
 #define DESCENTS 400
 #define ROUNDING 1e-12 /* relative; values closer than this are the same */
 
@@ -155,15 +155,21 @@ static int probe(struct balance *q, double at, bool strict)
     return ST_OK;
 }
 
+static bool balance_open(const struct balance *q)
+{
+    return q->lo < q->hi * (1 - 2 * ROUNDING) && !q->r->b.stop;
+}
+
+/* Halves; every third time, and once little is left, asks outright for anything below what was found. */
 static int balance_search(struct balance *q)
 {
     int rc = ST_OK;
-    for (int i = 0; rc == ST_OK && i < BISECTIONS && q->hi - q->lo > 1e-3 && !q->r->b.stop; i++)
-        rc = probe(q, (q->lo + q->hi) / 2, false);
-    /* once a search was cut short there is nothing left to prove, and the halving has come close */
-    for (int i = 0;
-         rc == ST_OK && q->proven && i < DESCENTS && q->lo < q->hi * (1 - 2 * ROUNDING) && !q->r->b.stop; i++)
-        rc = probe(q, q->hi, true);
+    for (int i = 0; rc == ST_OK && i < DESCENTS && balance_open(q); i++) {
+        bool last = q->hi - q->lo <= CLOSE * q->hi || i % 4 == 3;
+        if (!q->proven && last) /* once a search was cut short there is nothing left to prove */
+            break;
+        rc = last ? probe(q, q->hi, true) : probe(q, (q->lo + q->hi) / 2, false);
+    }
     return rc;
 }
 

@@ -13,15 +13,17 @@
 #include "coordinator/plan/inst.h"
 
 #define GALLOPS 8
+#define INLINE static inline __attribute__((always_inline)) /* for a fixed number of words */
 
 struct reach {
     const struct prob *p;
     struct budget *b;
     size_t D, L, W, words;
-    size_t *off;        /* 2^D: rows before those of a set */
-    uint64_t *r;        /* rows × words */
+    uint64_t *r;        /* set, e: positions; position m is bit m − 1 everywhere */
+    uint16_t *alive;    /* set: the e whose row is not empty; only those are valid */
+    uint32_t *span;     /* set: the longest runs of its devices together */
     uint64_t *ends;     /* e, l: ends of runs within the value */
-    uint64_t *starts;   /* e: starts that have an end */
+    uint64_t *starts;   /* e: starts above 0 that have an end */
     uint64_t *cross;    /* e, d: cuts whose hop is within the value */
     uint64_t *keep;     /* e: ends from which the relaxed rest is within the value */
     uint32_t *furthest; /* e, l: the last of those ends */
@@ -35,8 +37,9 @@ struct reach {
 
 static void reach_fini(struct reach *k)
 {
-    free(k->off);
     free(k->r);
+    free(k->alive);
+    free(k->span);
     free(k->ends);
     free(k->starts);
     free(k->cross);
@@ -58,7 +61,7 @@ static void put(uint64_t *v, size_t i)
     v[i / 64] |= (uint64_t)1 << (i % 64);
 }
 /* The first bit from i on, or words·64. */
-static size_t next_bit(const uint64_t *v, size_t words, size_t i)
+INLINE size_t next_bit(const uint64_t *v, size_t words, size_t i)
 {
     for (size_t w = i / 64; w < words; w++) {
         uint64_t x = w == i / 64 ? v[w] & ~(uint64_t)0 << (i % 64) : v[w];
@@ -68,7 +71,7 @@ static size_t next_bit(const uint64_t *v, size_t words, size_t i)
     return words * 64;
 }
 /* The last bit at or before i, or SIZE_MAX. */
-static size_t prev_bit(const uint64_t *v, size_t i)
+INLINE size_t prev_bit(const uint64_t *v, size_t i)
 {
     for (size_t w = i / 64 + 1; w-- > 0;) {
         uint64_t x = w == i / 64 && i % 64 < 63 ? v[w] & (((uint64_t)1 << (i % 64 + 1)) - 1) : v[w];
@@ -80,24 +83,25 @@ static size_t prev_bit(const uint64_t *v, size_t i)
 
 static uint64_t *row_of(const struct reach *k, unsigned set, size_t d)
 {
-    return &k->r[(k->off[set] + (size_t)__builtin_popcount(set & ((1u << d) - 1u))) * k->words];
+    return &k->r[(set * k->D + d) * k->words];
 }
 
 static int reach_init(struct reach *k, const struct prob *p, struct budget *b)
 {
-    size_t D = k->D = p->in->D, L = k->L = p->in->L, W = k->W = L + 1, n = k->words = W / 64 + 1;
+    size_t D = k->D = p->in->D, L = k->L = p->in->L, W = k->W = L + 1, n = k->words = (L + 63) / 64;
     k->p = p;
     k->b = b;
     if (D == 0 || D > INST_EXACT_DEVICES)
         return ST_ELIMIT;
-    size_t sets = (size_t)1 << D, rows = D << (D - 1);
+    size_t sets = (size_t)1 << D, rows = D << D;
     double bytes = ((double)rows + (double)D * (double)W + (double)((D + 1) * (D + 1))) * (double)n * 8 +
-                   (double)sets * 8 + (double)((D + 1) * (D + 1)) * (double)W * 8 +
+                   (double)sets * 6 + (double)((D + 1) * (D + 1)) * (double)W * 8 +
                    (double)D * (double)W * 20;
     if (bytes > (double)b->memory_limit)
         return ST_ELIMIT;
     b->table_bytes = (size_t)bytes > b->table_bytes ? (size_t)bytes : b->table_bytes;
-    k->off = malloc(sets * sizeof *k->off);
+    k->alive = malloc(sets * sizeof *k->alive);
+    k->span = calloc(sets, sizeof *k->span);
     k->r = malloc(rows * n * sizeof *k->r);
     k->ends = malloc(D * W * n * sizeof *k->ends);
     k->starts = malloc(D * n * sizeof *k->starts);
@@ -109,14 +113,9 @@ static int reach_init(struct reach *k, const struct prob *p, struct budget *b)
     k->hop = malloc((D + 1) * (D + 1) * W * sizeof *k->hop);
     k->before = malloc(D * W * sizeof *k->before);
     k->after = malloc(D * W * sizeof *k->after);
-    if (!k->off || !k->r || !k->ends || !k->starts || !k->cross || !k->keep || !k->furthest || !k->longest ||
-        !k->forward || !k->hop || !k->before || !k->after)
+    if (!k->alive || !k->span || !k->r || !k->ends || !k->starts || !k->cross || !k->keep || !k->furthest ||
+        !k->longest || !k->forward || !k->hop || !k->before || !k->after)
         return ST_ENOMEM;
-    size_t at = 0;
-    for (size_t s = 0; s < sets; s++) {
-        k->off[s] = at;
-        at += (size_t)__builtin_popcount((unsigned)s);
-    }
     for (size_t e = 0; e <= D; e++)
         for (size_t d = 0; d <= D; d++)
             for (size_t m = 0; m <= L; m++)
@@ -143,7 +142,7 @@ static void prepare(struct reach *k, double v)
             for (size_t m = l + 1, last = inst_last(in, e, l); m <= last; m++) {
                 if (m == L || !in->glued[m]) {
                     if (prob_stage(k->p, e, l, m) <= v) {
-                        put(ends, m);
+                        put(ends, m - 1);
                         end = m;
                         holes += gaps;
                         gaps = 0;
@@ -155,30 +154,32 @@ static void prepare(struct reach *k, double v)
             k->furthest[e * W + l] = (uint32_t)end;
             if (!end)
                 continue;
-            put(&k->starts[e * n], l);
+            if (l > 0)
+                put(&k->starts[e * n], l - 1);
             k->longest[e] = end - l > k->longest[e] ? end - l : k->longest[e];
             k->forward[e] = k->forward[e] && holes == 0 && end >= high;
             high = end;
         }
         for (size_t m = 1; m <= L; m++)
             if (k->after[e * W + m] <= v)
-                put(&k->keep[e * n], m);
+                put(&k->keep[e * n], m - 1);
     }
     for (size_t i = 0; i < (D + 1) * (D + 1); i++)
-        for (size_t m = 0; m <= L; m++)
+        for (size_t m = 1; m <= L; m++)
             if (k->hop[i * W + m] <= v)
-                put(&k->cross[i * n], m);
+                put(&k->cross[i * n], m - 1);
+    for (unsigned set = 1; set < 1u << D; set++)
+        k->span[set] = k->span[set & (set - 1)] + (uint32_t)k->longest[__builtin_ctz(set)];
+    memset(k->alive, 0, ((size_t)1 << D) * sizeof *k->alive);
 }
 
-/* from = where a stage on e may start when exactly the devices of set ran what goes before. */
-static bool arrivals(const struct reach *k, unsigned set, size_t e, uint64_t *from)
+/* from = where a stage on e may start when exactly the devices of set, at least one, ran what goes before. */
+INLINE bool arrivals(const struct reach *k, unsigned set, size_t e, uint64_t *from, size_t n)
 {
-    size_t D = k->D, n = k->words;
+    size_t D = k->D;
     uint64_t any = 0;
     memset(from, 0, n * sizeof *from);
-    if (set == 0 && bit(&k->cross[(D * (D + 1) + e) * n], 0))
-        from[0] = 1;
-    for (unsigned s = set; s; s &= s - 1) {
+    for (unsigned s = k->alive[set]; s; s &= s - 1) {
         size_t d = (size_t)__builtin_ctz(s);
         const uint64_t *r = row_of(k, set, d), *x = &k->cross[(d * (D + 1) + e) * n];
         for (size_t w = 0; w < n; w++)
@@ -190,17 +191,17 @@ static bool arrivals(const struct reach *k, unsigned set, size_t e, uint64_t *fr
 }
 
 /* out = ends of runs from any of those starts. */
-static void extend(const struct reach *k, size_t e, const uint64_t *from, uint64_t *out)
+INLINE void extend(const struct reach *k, size_t e, const uint64_t *from, uint64_t *out, size_t n)
 {
-    size_t n = k->words, l = next_bit(from, n, 0);
+    size_t i = next_bit(from, n, 0);
     memset(out, 0, n * sizeof *out);
-    while (l < n * 64) {
-        const uint64_t *ends = &k->ends[(e * k->W + l) * n];
+    while (i < n * 64) {
+        const uint64_t *ends = &k->ends[(e * k->W + i + 1) * n];
         for (size_t w = 0; w < n; w++)
             out[w] |= ends[w];
-        size_t far = k->furthest[e * k->W + l], far_start = prev_bit(from, far);
+        size_t far = k->furthest[e * k->W + i + 1] - 1, last = prev_bit(from, far);
         /* all that starts between here and the end of this run ends no later than its last start does */
-        l = k->forward[e] && far_start != SIZE_MAX && far_start > l ? far_start : next_bit(from, n, l + 1);
+        i = k->forward[e] && last != SIZE_MAX && last > i ? last : next_bit(from, n, i + 1);
     }
 }
 
@@ -216,37 +217,58 @@ static bool may_end(const struct inst *in, unsigned set)
     return nodes >= in->min_nodes;
 }
 
+/* Drops the ends that the devices outside `with` cannot complete. False when none is left. */
+INLINE bool thin(const struct reach *k, unsigned with, size_t e, uint64_t *out, size_t n)
+{
+    size_t rest = k->span[((1u << k->D) - 1) & ~with], least = rest < k->L ? k->L - rest - 1 : 0;
+    uint64_t any = 0;
+    for (size_t w = 0; w < n; w++) {
+        out[w] &= k->keep[e * n + w];
+        if (w < least / 64)
+            out[w] = 0;
+        else if (w == least / 64)
+            out[w] &= ~(uint64_t)0 << (least % 64);
+        any |= out[w];
+    }
+    return any;
+}
+
+/* One stage on e after the devices of set: its row. False when it is empty. */
+INLINE bool step(const struct reach *k, unsigned set, size_t e, double v, uint64_t *from, uint64_t *out,
+                 size_t n)
+{
+    if (set == 0) {
+        if (k->hop[(k->D * (k->D + 1) + e) * k->W] > v)
+            return false;
+        memcpy(out, &k->ends[e * k->W * n], n * sizeof *out);
+    } else {
+        if (!arrivals(k, set, e, from, n))
+            return false;
+        extend(k, e, from, out, n);
+    }
+    return thin(k, set | 1u << e, e, out, n);
+}
+
 /* 1 = a plan within the value exists (k->set, k->dev), 0 = none does, or a negative status. */
 static int possible(struct reach *k, double v, uint64_t *from)
 {
     size_t D = k->D, L = k->L, n = k->words;
     prepare(k, v);
     for (unsigned set = 0; set < 1u << D; set++) {
-        bool any = set == 0, fits = (size_t)__builtin_popcount(set) < k->p->in->max_stages;
-        size_t more = 0;
-        for (size_t d = 0; d < D; d++)
-            more += set >> d & 1u ? 0 : k->longest[d];
-        for (size_t i = 0; fits && !any && i < (size_t)__builtin_popcount(set) * n; i++)
-            any = k->r[k->off[set] * n + i];
-        if (any && !budget_spend(k->b, D))
+        if ((set && !k->alive[set]) || (size_t)__builtin_popcount(set) >= k->p->in->max_stages)
+            continue;
+        if (!budget_spend(k->b, D))
             return k->b->stop;
-        for (size_t e = 0; e < D; e++) {
-            if (set >> e & 1u)
-                continue;
+        for (unsigned rest = ((1u << D) - 1) & ~set; rest; rest &= rest - 1) {
+            size_t e = (size_t)__builtin_ctz(rest);
             unsigned with = set | 1u << e;
-            uint64_t *out = row_of(k, with, e);
-            if (!any || !fits || !arrivals(k, set, e, from)) {
-                memset(out, 0, n * sizeof *out);
+            uint64_t *out = row_of(k, with, e), two[2];
+            if (!(n == 2   ? step(k, set, e, v, two, out, 2)
+                  : n == 1 ? step(k, set, e, v, two, out, 1)
+                           : step(k, set, e, v, from, out, n)))
                 continue;
-            }
-            extend(k, e, from, out);
-            size_t rest = more - k->longest[e], least = rest < L ? L - rest : 0; /* the others do the rest */
-            for (size_t w = 0; w < n; w++)
-                out[w] &= k->keep[e * n + w];
-            for (size_t w = 0; w < least / 64; w++)
-                out[w] = 0;
-            out[least / 64] &= ~(uint64_t)0 << (least % 64);
-            if (bit(out, L) && bit(&k->cross[(e * (D + 1) + D) * n], L) && may_end(k->p->in, with)) {
+            k->alive[with] |= (uint16_t)(1u << e);
+            if (bit(out, L - 1) && bit(&k->cross[(e * (D + 1) + D) * n], L - 1) && may_end(k->p->in, with)) {
                 k->set = with;
                 k->dev = e;
                 return 1;
@@ -264,11 +286,14 @@ static double trace(const struct reach *k, uint32_t *on, uint64_t *from)
     double v = k->hop[(e * (D + 1) + D) * k->W + m];
     for (;;) {
         unsigned rest = set & ~(1u << e);
-        if (!arrivals(k, rest, e, from))
-            return INFINITY;
-        size_t l = next_bit(from, n, 0);
-        while (l < m && !bit(&k->ends[(e * k->W + l) * n], m))
-            l = next_bit(from, n, l + 1);
+        size_t l = 0, d = 0;
+        if (rest) {
+            if (!arrivals(k, rest, e, from, n))
+                return INFINITY;
+            l = next_bit(from, n, 0) + 1;
+            while (l < m && !bit(&k->ends[(e * k->W + l) * n], m - 1))
+                l = next_bit(from, n, l) + 1;
+        }
         if (l >= m)
             return INFINITY;
         v = prob_join(k->p->kind, v, prob_stage(k->p, e, l, m));
@@ -276,8 +301,8 @@ static double trace(const struct reach *k, uint32_t *on, uint64_t *from)
             on[i] = (uint32_t)e;
         if (l == 0)
             return prob_join(k->p->kind, v, k->hop[(D * (D + 1) + e) * k->W]);
-        size_t d = 0;
-        while (!(rest >> d & 1u) || !bit(row_of(k, rest, d), l) || !bit(&k->cross[(d * (D + 1) + e) * n], l))
+        while (!(k->alive[rest] >> d & 1u) || !bit(row_of(k, rest, d), l - 1) ||
+               !bit(&k->cross[(d * (D + 1) + e) * n], l - 1))
             d++;
         v = prob_join(k->p->kind, v, k->hop[(d * (D + 1) + e) * k->W + l]);
         set = rest;

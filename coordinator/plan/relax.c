@@ -22,17 +22,20 @@ bool budget_spend(struct budget *b, uint64_t n)
 
 int budget_chunk(struct budget *b)
 {
-    size_t bytes = (b->n_chunks + 1) * BUDGET_CHUNK;
+    size_t bytes = (b->n_chunks + 1) * b->chunk_bytes;
     if (bytes > b->memory_limit)
         return ST_ELIMIT;
     double **v = realloc(b->chunk, (b->n_chunks + 1) * sizeof *v);
     if (!v)
         return ST_ENOMEM;
     b->chunk = v;
-    v[b->n_chunks] = aligned_alloc(BUDGET_CHUNK, BUDGET_CHUNK);
+    v[b->n_chunks] =
+        b->chunk_bytes < BUDGET_CHUNK ? malloc(b->chunk_bytes) : aligned_alloc(BUDGET_CHUNK, b->chunk_bytes);
     if (!v[b->n_chunks])
         return ST_ENOMEM;
-    madvise(v[b->n_chunks++], BUDGET_CHUNK, MADV_HUGEPAGE); /* a hint: rows are written all over them */
+    if (b->chunk_bytes == BUDGET_CHUNK)
+        madvise(v[b->n_chunks], BUDGET_CHUNK, MADV_HUGEPAGE); /* a hint: rows are written all over them */
+    b->n_chunks++;
     b->table_bytes = bytes > b->table_bytes ? bytes : b->table_bytes;
     return ST_OK;
 }

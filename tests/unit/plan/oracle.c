@@ -144,7 +144,7 @@ struct oracle {
     const struct problem *p;
     unsigned on[8];
     double (*seen)[3];
-    size_t n;
+    size_t n, cap;
 };
 
 static double hop_s(const struct cluster *c, uint32_t from, uint32_t to, double bytes, double *wire)
@@ -299,7 +299,8 @@ static void assess(struct oracle *o)
     latency += incoming(o, (unsigned)c->ndevices, &slow);
     if (latency == INFINITY || !request_holds(o, bytes, used))
         return;
-    if (o->n == MAX_PLANS)
+    if (o->n == o->cap &&
+        (o->n == MAX_PLANS || !(o->seen = realloc(o->seen, (o->cap = o->cap * 2 + 256) * sizeof *o->seen))))
         abort();
     o->seen[o->n][0] = latency;
     o->seen[o->n][1] = slow;
@@ -324,7 +325,7 @@ static void every(struct oracle *o, size_t i)
 
 void oracle_run(const struct problem *p, struct truth *t)
 {
-    struct oracle o = {.p = p, .seen = calloc(MAX_PLANS, sizeof *o.seen)};
+    struct oracle o = {.p = p};
     *t = (struct truth){false, INFINITY, INFINITY, INFINITY, INFINITY};
     every(&o, 0);
     for (size_t i = 0; i < o.n; i++) {
