@@ -87,7 +87,11 @@ static int open_tls(struct coord *c, struct err *e)
         fs_join(crt, sizeof crt, c->cfg.tls_dir, "coordinator.crt") < 0 ||
         fs_join(key, sizeof key, c->cfg.tls_dir, "coordinator.key") < 0)
         return err_set(e, ST_ELIMIT, "path too long: %s", c->cfg.tls_dir);
-    int rc = tls_ctx_new(&c->tls, &(struct tls_cfg){ca, crt, key, c->cfg.trust_domain}, c->clock, e);
+    int rc = tls_ctx_new(
+        &c->tls,
+        &(struct tls_cfg){
+            .ca_file = ca, .cert_file = crt, .key_file = key, .trust_domain = c->cfg.trust_domain},
+        c->clock, e);
     if (rc == ST_OK && tls_ctx_self(c->tls)->kind != TLS_COORDINATOR)
         rc = err_set(e, ST_ETRUST, "%s is the certificate of %s, not of a coordinator", crt,
                      tls_ctx_self(c->tls)->principal);
@@ -245,6 +249,7 @@ static int free_value(const void *k, size_t n, void *v, void *arg)
 /* Backwards: first nobody can ask, then what was asked is written down, then all is freed. */
 static void stop(struct coord *c)
 {
+    jobs_stop(c->jobs);
     if (c->udp)
         quic_udp_free(c->udp, 0, "the coordinator stops");
     offload_free(c->offload);

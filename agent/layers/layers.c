@@ -143,8 +143,6 @@ static void on_slot(struct tenant *t, void *arg)
     }
 }
 
-static const struct pool_ops pool_ops = {.on_slot = on_slot, .on_died = on_died};
-
 /* ---- the whole ---- */
 
 int layers_new(struct layers **out, const struct layers_cfg *cfg, struct err *e)
@@ -158,7 +156,8 @@ int layers_new(struct layers **out, const struct layers_cfg *cfg, struct err *e)
         layers_free(ls);
         return err_set(e, ST_ENOMEM, "no memory for the layers");
     }
-    pool_set_ops(cfg->pool, &pool_ops, ls);
+    ls->user = (struct pool_user){.on_slot = on_slot, .on_died = on_died, .arg = ls};
+    pool_join(cfg->pool, &ls->user);
     *out = ls;
     return ST_OK;
 }
@@ -366,7 +365,7 @@ int layers_verify(struct layers *ls, const char *job, const char *layer, layers_
     if (!v)
         return err_set(e, ST_ENOMEM, "no memory to verify layer %s", layer);
     *v = (struct verify){l, fn, arg};
-    int rc = tenant_digest(l->tenant, l->buffer, l->bytes, verified, v, e);
+    int rc = tenant_digest(l->tenant, l->buffer, 0, l->bytes, verified, v, e);
     if (rc < 0)
         free(v);
     else

@@ -10,7 +10,7 @@
 
 #include "agent/layers/files.h"
 #include "agent/layers/peers.h"
-#include "agent/layers/pool.h"
+#include "agent/pool/pool.h"
 
 struct layers;
 struct load;

@@ -35,6 +35,7 @@ struct layer {
 
 struct layers {
     struct layers_cfg cfg;
+    struct pool_user user;
     struct map *index;
     struct layer *head;
     struct load *loads;

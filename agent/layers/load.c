@@ -192,7 +192,7 @@ static void maybe_digest(struct load *l)
     if (l->aborted || !l->source_done || l->written != l->layer->bytes || l->digesting)
         return;
     l->digesting = true;
-    int rc = tenant_digest(l->layer->tenant, l->layer->buffer, l->layer->bytes, digest_done, l, &e);
+    int rc = tenant_digest(l->layer->tenant, l->layer->buffer, 0, l->layer->bytes, digest_done, l, &e);
     if (rc < 0) {
         l->digesting = false;
         fail(l, rc, &e);

@@ -6,6 +6,7 @@
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -136,4 +137,30 @@ int fs_join(char *out, size_t cap, const char *dir, const char *name)
     size_t d = strlen(dir);
     int k = snprintf(out, cap, "%s%s%s", dir, d && dir[d - 1] == '/' ? "" : "/", name);
     return k < 0 || (size_t)k >= cap ? ST_ELIMIT : ST_OK;
+}
+
+int fs_lock(const char *path, mode_t mode, int *fd, struct err *e)
+{
+    char pid[24] = "";
+    *fd = -1;
+    int f = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, mode);
+    if (f < 0)
+        return err_errno(e, errno, "cannot open the lock %s", path);
+    if (flock(f, LOCK_EX | LOCK_NB) < 0) {
+        int why = errno;
+        ssize_t n = pread(f, pid, sizeof pid - 1, 0);
+        close(f);
+        if (why != EWOULDBLOCK)
+            return err_errno(e, why, "cannot lock %s", path);
+        pid[n > 0 ? strspn(pid, "0123456789") : 0] = 0;
+        return err_set(e, ST_ECONFLICT, "%s is held by another process%s%s", path, *pid ? ", pid " : "", pid);
+    }
+    int n = snprintf(pid, sizeof pid, "%ld\n", (long)getpid());
+    if (ftruncate(f, 0) < 0 || pwrite(f, pid, (size_t)n, 0) != n) {
+        int why = errno;
+        close(f);
+        return err_errno(e, why, "cannot write to the lock %s", path);
+    }
+    *fd = f;
+    return ST_OK;
 }

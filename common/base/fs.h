@@ -19,4 +19,8 @@ int fs_join(char *out, size_t cap, const char *dir, const char *name) ST_CHECK;
 /* pread/pwrite until done; ST_EIO, or ST_ECORRUPT on a file shorter than asked. */
 int fs_pread_full(int fd, void *p, size_t n, uint64_t off) ST_CHECK;
 
+/* Takes the file as a lock of this process, made if absent, and writes the pid into it; *fd holds it until it
+ * is closed or the process ends, however it ends. ST_ECONFLICT names the holder. */
+int fs_lock(const char *path, mode_t mode, int *fd, struct err *e) ST_CHECK;
+
 #endif

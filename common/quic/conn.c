@@ -10,7 +10,8 @@
 
 static const char *kind_word(enum tls_kind k)
 {
-    return k == TLS_COORDINATOR ? "the coordinator" : k == TLS_NODE ? "a node" : "a user";
+    static const char *const word[] = {"the coordinator", "a node", "a user", "nobody in particular"};
+    return word[k];
 }
 
 static const char *who(const struct quic_conn *c, char buf[64])
@@ -132,7 +133,8 @@ static void conn_free(struct quic_conn *c)
 
 static int make_ssl(struct quic_conn *c)
 {
-    static const uint8_t alpn[] = "\x08" TLS_ALPN;
+    unsigned alpn_len;
+    const unsigned char *alpn = tls_ctx_alpn(c->tls, &alpn_len);
     c->ssl = SSL_new(c->server ? tls_ctx_server(c->tls) : tls_ctx_client(c->tls));
     if (!c->ssl || ngtcp2_crypto_ossl_ctx_new(&c->octx, c->ssl) != 0)
         return ST_ENOMEM;
@@ -145,14 +147,14 @@ static int make_ssl(struct quic_conn *c)
         SSL_set_accept_state(c->ssl);
     else
         SSL_set_connect_state(c->ssl);
-    if (!c->server && SSL_set_alpn_protos(c->ssl, alpn, sizeof alpn - 1) != 0)
+    if (!c->server && SSL_set_alpn_protos(c->ssl, alpn, alpn_len) != 0)
         return ST_ENOMEM;
     return ST_OK;
 }
 
 static void make_settings(struct quic_ep *ep, ngtcp2_settings *s, ngtcp2_transport_params *p)
 {
-    static const uint16_t probes[] = {1444, 8952 - 20, 8952};
+    static const uint16_t probes[] = {1444, 8952 - 20, 8952, 32000};
     const struct quic_limits *l = &ep->lim;
     ngtcp2_settings_default(s);
     s->initial_ts = quic_ep_now(ep);
@@ -162,7 +164,7 @@ static void make_settings(struct quic_ep *ep, ngtcp2_settings *s, ngtcp2_transpo
     s->max_stream_window = l->max_stream_window < QUIC_WINDOW_MAX ? l->max_stream_window : QUIC_WINDOW_MAX;
     s->max_window = l->max_conn_window;
     s->rand_ctx.native_handle = (void *)(uintptr_t)ep->rng;
-    s->max_tx_udp_payload_size = 8952;
+    s->max_tx_udp_payload_size = 32000;
     s->pmtud_probes = probes;
     s->pmtud_probeslen = sizeof probes / sizeof probes[0];
     ngtcp2_transport_params_default(p);

@@ -45,6 +45,10 @@ static void ep_release(struct quic_ep *ep)
     map_free(ep->per_addr);
     heap_fini(&ep->timers);
     heap_fini(&ep->stub_timers);
+    for (struct quic_seg *g; (g = ep->segs);) {
+        ep->segs = g->next;
+        free(g);
+    }
     free(ep->held.data);
     free(ep->tx);
     free(ep);

@@ -187,8 +187,9 @@ void quic_stream_set(struct quic_stream *s, const struct quic_stream_ops *ops, v
 struct quic_conn *quic_stream_conn(struct quic_stream *s);
 int64_t quic_stream_id(const struct quic_stream *s);
 
-/* The contiguous bytes at the read position, borrowed until the next call on this stream; 0 bytes = none now.
- * *fin = the bytes returned are the last. */
+/* Contiguous bytes at the read position, borrowed until the next call on this stream; 0 bytes = none now.
+ * More may lie behind them: peek again after consuming. Never fewer than 64 unless no more have arrived. *fin
+ * = the bytes returned are the last. */
 size_t quic_stream_peek(struct quic_stream *s, const uint8_t **p, bool *fin);
 /* Gives n bytes (≤ peeked) back: flow-control credit returns to the peer only now. Nothing after a reset. */
 void quic_stream_consume(struct quic_stream *s, size_t n);

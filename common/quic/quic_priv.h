@@ -34,6 +34,9 @@ enum {
     QUIC_WRITE_MAX = 16 << 20,
     QUIC_WINDOW_MAX = 8 << 20, /* ngtcp2 gives up a stream with more than 8000 lost frames queued */
     QUIC_COPY_CHUNK = 2048,
+    QUIC_RX_SEG = 32 << 10,
+    QUIC_RX_JOIN = 64,
+    QUIC_RX_POOL = 16, /* free segments kept by an endpoint: what one turn reads */
 };
 
 /* ---- streams ---- */
@@ -46,6 +49,13 @@ struct quic_chunk { /* bytes to send, in place until acknowledged */
     void (*done)(void *arg);
     void *arg;
     uint8_t own[];
+};
+
+struct quic_seg { /* bytes received, oldest first */
+    struct quic_seg *next;
+    size_t head, len; /* in room; head starts at QUIC_RX_JOIN, so that a short rest fits in front */
+    size_t cap;
+    uint8_t room[]; /* QUIC_RX_JOIN + cap */
 };
 
 enum { QUIC_EV_OPEN = 1, QUIC_EV_READABLE = 2, QUIC_EV_WRITABLE = 4, QUIC_EV_RESET = 8, QUIC_EV_CLOSED = 16 };
@@ -67,8 +77,8 @@ struct quic_stream {
     bool tx_blocked; /* out of the peer's stream credit */
     bool want_write; /* a write was refused: on_writable is owed */
 
-    uint8_t *rx;
-    size_t rx_head, rx_len, rx_cap;
+    struct quic_seg *rx, *rx_tail;
+    size_t rx_len;
     bool rx_fin;
     bool rx_told; /* on_readable ran and nobody has peeked since */
 
@@ -194,7 +204,9 @@ struct quic_ep {
         size_t len, gso;
         uint8_t *data; /* QUIC_TX_BUF */
     } held;
-    uint8_t *tx; /* QUIC_TX_BUF */
+    uint8_t *tx;           /* QUIC_TX_BUF */
+    struct quic_seg *segs; /* free */
+    unsigned nsegs;
 };
 
 /* addr.c */

@@ -1,10 +1,20 @@
 /*
- * Streams: a queue of chunks that stay in place until acknowledged, a receive buffer bounded by the
- * flow-control window, and credit returned to the peer when the application consumes.
+ * Streams: a queue of chunks that stay in place until acknowledged, received bytes in segments, bounded by
+ * the flow-control window, and credit returned to the peer when the application consumes.
  */
 #include <assert.h>
 
 #include "common/quic/quic_priv.h"
+
+#ifdef __SANITIZE_ADDRESS__ /* who keeps bytes of a segment that was given back is caught as if it were      \
+                               freed */
+#include <sanitizer/asan_interface.h>
+#define POISON(p, n) ASAN_POISON_MEMORY_REGION(p, n)
+#define UNPOISON(p, n) ASAN_UNPOISON_MEMORY_REGION(p, n)
+#else
+#define POISON(p, n) ((void)0)
+#define UNPOISON(p, n) ((void)0)
+#endif
 
 static bool usable(const struct quic_stream *s)
 {
@@ -75,40 +85,54 @@ static void give_credit(struct quic_stream *s, size_t n)
     quic_ep_dirty(c);
 }
 
-/* The buffer itself stays until the stream is freed: an upcall further up may still look at bytes it peeked.
- */
+/* Segments of the full size go back to the endpoint: the pages of a transfer stay mapped and in the cache. */
+static void seg_free(struct quic_ep *ep, struct quic_seg *g)
+{
+    if (g->cap != QUIC_RX_SEG || ep->nsegs >= QUIC_RX_POOL) {
+        free(g);
+        return;
+    }
+    POISON(g->room, QUIC_RX_JOIN + g->cap);
+    g->next = ep->segs;
+    ep->segs = g;
+    ep->nsegs++;
+}
+
+static struct quic_seg *seg_new(struct quic_ep *ep, size_t cap)
+{
+    struct quic_seg *g = cap == QUIC_RX_SEG ? ep->segs : NULL;
+    if (g) {
+        UNPOISON(g->room, QUIC_RX_JOIN + g->cap);
+        ep->segs = g->next;
+        ep->nsegs--;
+    } else if (!(g = malloc(sizeof *g + QUIC_RX_JOIN + cap))) {
+        return NULL;
+    }
+    *g = (struct quic_seg){.cap = cap, .head = QUIC_RX_JOIN};
+    return g;
+}
+
+static void rx_pop(struct quic_stream *s)
+{
+    struct quic_seg *g = s->rx;
+    s->rx = g->next;
+    if (!s->rx)
+        s->rx_tail = NULL;
+    seg_free(s->conn->ep, g);
+}
+
+static void rx_release(struct quic_stream *s)
+{
+    while (s->rx)
+        rx_pop(s);
+}
+
+/* The segments stay until the stream is freed: an upcall further up may still look at bytes it peeked. */
 static void rx_drop(struct quic_stream *s)
 {
     size_t n = s->rx_len;
-    s->rx_head = s->rx_len = 0;
+    s->rx_len = 0;
     give_credit(s, n);
-}
-
-static int rx_room(struct quic_stream *s, size_t n)
-{
-    if (s->rx_head + s->rx_len + n <= s->rx_cap)
-        return ST_OK;
-    if (s->rx_head >= s->rx_len &&
-        s->rx_len + n <= s->rx_cap) { /* moving less than was consumed: amortised */
-        memmove(s->rx, s->rx + s->rx_head, s->rx_len);
-        s->rx_head = 0;
-        return ST_OK;
-    }
-    size_t cap = s->rx_cap ? s->rx_cap : 2048;
-    while (cap < s->rx_len + n)
-        cap *= 2;
-    if (cap == s->rx_cap) /* would fit after a move, but moving so often would be quadratic */
-        cap *= 2;
-    uint8_t *p = malloc(cap);
-    if (!p)
-        return ST_ENOMEM;
-    if (s->rx_len)
-        memcpy(p, s->rx + s->rx_head, s->rx_len);
-    free(s->rx);
-    s->rx = p;
-    s->rx_cap = cap;
-    s->rx_head = 0;
-    return ST_OK;
 }
 
 int quic_stream_rx(struct quic_stream *s, const uint8_t *p, size_t n, bool fin)
@@ -119,40 +143,67 @@ int quic_stream_rx(struct quic_stream *s, const uint8_t *p, size_t n, bool fin)
         give_credit(s, n);
         return ST_OK;
     }
-    /* ngtcp2 enforces the window, so this never holds more than max_stream_window. */
-    if (n > 0) {
-        if (rx_room(s, n) < 0)
-            return ST_ENOMEM;
-        memcpy(s->rx + s->rx_head + s->rx_len, p, n);
-        s->rx_len += n;
-    }
     if (n > 0 || fin)
         quic_stream_event(s, QUIC_EV_READABLE);
+    /* ngtcp2 enforces the window, so this never holds more than max_stream_window. */
+    while (n > 0) {
+        struct quic_seg *g = s->rx_tail;
+        size_t room = g ? QUIC_RX_JOIN + g->cap - g->head - g->len : 0;
+        if (!room) { /* a small call stays small */
+            if (!(g = seg_new(s->conn->ep, !s->rx && n <= QUIC_COPY_CHUNK ? QUIC_COPY_CHUNK : QUIC_RX_SEG)))
+                return ST_ENOMEM;
+            if (s->rx_tail)
+                s->rx_tail->next = g;
+            else
+                s->rx = g;
+            s->rx_tail = g;
+            room = g->cap;
+        }
+        size_t take = n < room ? n : room;
+        memcpy(g->room + g->head + g->len, p, take);
+        g->len += take;
+        s->rx_len += take;
+        p += take;
+        n -= take;
+    }
     return ST_OK;
 }
 
 size_t quic_stream_peek(struct quic_stream *s, const uint8_t **p, bool *fin)
 {
     s->rx_told = false;
-    *p = s->rx_len ? s->rx + s->rx_head : (const uint8_t *)"";
+    *p = (const uint8_t *)"";
     *fin = s->rx_fin;
-    return s->rx_len;
+    if (!s->rx_len)
+        return 0;
+    struct quic_seg *g = s->rx, *next = g->next;
+    if (next && g->len < QUIC_RX_JOIN) { /* a short rest goes in front of what follows it */
+        assert(next->head == QUIC_RX_JOIN);
+        next->head -= g->len;
+        next->len += g->len;
+        memcpy(next->room + next->head, g->room + g->head, g->len);
+        rx_pop(s);
+        g = next;
+    }
+    *fin = s->rx_fin && !g->next;
+    *p = g->room + g->head;
+    return g->len;
 }
 
 void quic_stream_consume(struct quic_stream *s, size_t n)
 {
     if (s->reset_local)
         return; /* dropped with the reset, credit and all */
-    assert(n <= s->rx_len);
-    s->rx_head += n;
-    s->rx_len -= n;
-    if (s->rx_len == 0) {
-        s->rx_head = 0;
-        if (s->rx_fin || s->gone || s->rx_cap > 65536) { /* idle streams hold no large buffers */
-            free(s->rx);
-            s->rx = NULL;
-            s->rx_cap = 0;
-        }
+    struct quic_seg *g = s->rx;
+    assert(n <= s->rx_len && (n == 0 || n <= g->len));
+    if (n > 0) {
+        g->head += n;
+        g->len -= n;
+        s->rx_len -= n;
+        if (g->len == 0 && (g->next || g->cap == QUIC_RX_SEG || s->rx_fin || s->gone))
+            rx_pop(s);
+        else if (g->len == 0)
+            g->head = QUIC_RX_JOIN;
     }
     give_credit(s, n);
     if (s->gone && s->rx_len == 0)
@@ -378,7 +429,7 @@ static void stream_free(struct quic_stream *s)
         TAILQ_REMOVE(&c->ev, s, ev);
     TAILQ_REMOVE(&c->streams, s, all);
     rx_drop(s);
-    free(s->rx);
+    rx_release(s);
     if (!s->local && c->state <= QUIC_ST_UP) { /* only now may the peer open another one */
         ngtcp2_conn_extend_max_streams_bidi(c->nc, 1);
         quic_ep_dirty(c);

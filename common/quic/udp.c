@@ -167,31 +167,44 @@ static void read_cmsgs(struct msghdr *m, struct rx_meta *r)
     }
 }
 
-static bool read_one(struct quic_udp *u)
+static void take(struct quic_udp *u, struct msghdr *m, size_t len, const uint8_t *p)
+{
+    struct rx_meta r = {.local = u->local};
+    if (m->msg_flags & MSG_TRUNC || m->msg_namelen > sizeof r.remote.ss)
+        return;
+    memcpy(&r.remote.ss, m->msg_name, m->msg_namelen);
+    r.remote.len = m->msg_namelen;
+    read_cmsgs(m, &r);
+    size_t seg = r.gso ? r.gso : len;
+    for (size_t off = 0; off < len; off += seg)
+        quic_ep_input(u->ep, &r.local, &r.remote, r.ecn, p + off, len - off < seg ? len - off : seg);
+}
+
+/* One system call for all that waits, up to the bound of a turn: it says by itself that nothing is left. */
+static void read_batch(struct quic_udp *u)
 {
     union {
         struct cmsghdr align;
         uint8_t b[256];
-    } cb;
-    struct rx_meta r = {.local = u->local};
-    struct iovec iov = {u->rx, RX_BUF};
-    struct msghdr m = {.msg_name = &r.remote.ss,
-                       .msg_namelen = sizeof r.remote.ss,
-                       .msg_iov = &iov,
-                       .msg_iovlen = 1,
-                       .msg_control = &cb,
-                       .msg_controllen = sizeof cb};
-    ssize_t n = recvmsg(u->fd, &m, 0);
-    if (n < 0)
-        return errno == EINTR || errno == ECONNREFUSED; /* a queued ICMP error; the next read may have data */
-    r.remote.len = m.msg_namelen;
-    if (m.msg_flags & MSG_TRUNC)
-        return true;
-    read_cmsgs(&m, &r);
-    size_t len = (size_t)n, seg = r.gso ? r.gso : len;
-    for (size_t off = 0; off < len; off += seg)
-        quic_ep_input(u->ep, &r.local, &r.remote, r.ecn, u->rx + off, len - off < seg ? len - off : seg);
-    return true;
+    } cb[READS_PER_EVENT];
+    struct sockaddr_storage from[READS_PER_EVENT];
+    struct iovec iov[READS_PER_EVENT];
+    struct mmsghdr m[READS_PER_EVENT];
+    for (int i = 0; i < READS_PER_EVENT; i++) {
+        iov[i] = (struct iovec){u->rx + (size_t)i * RX_BUF, RX_BUF};
+        m[i].msg_hdr = (struct msghdr){.msg_name = &from[i],
+                                       .msg_namelen = sizeof from[i],
+                                       .msg_iov = &iov[i],
+                                       .msg_iovlen = 1,
+                                       .msg_control = &cb[i],
+                                       .msg_controllen = sizeof cb[i]};
+    }
+    int n = -1, tries = 0; /* a queued ICMP error comes first; behind it there may be data */
+    do
+        n = recvmmsg(u->fd, m, READS_PER_EVENT, 0, NULL);
+    while (n < 0 && (errno == EINTR || errno == ECONNREFUSED) && ++tries < READS_PER_EVENT);
+    for (int i = 0; i < n; i++)
+        take(u, &m[i].msg_hdr, m[i].msg_len, u->rx + (size_t)i * RX_BUF);
 }
 
 /* ---- events ---- */
@@ -200,8 +213,7 @@ static void on_read(evutil_socket_t fd, short what, void *arg)
 {
     struct quic_udp *u = arg;
     (void)fd, (void)what;
-    for (int i = 0; i < READS_PER_EVENT && read_one(u); i++)
-        ;
+    read_batch(u);
     quic_ep_turn(u->ep);
 }
 
@@ -325,7 +337,7 @@ int quic_udp_new(struct quic_udp **out, struct quic_ep **ep, struct event_base *
     u->fd = -1;
     u->gso_ok = true;
     u->clock = cfg->clock;
-    u->rx = malloc(RX_BUF);
+    u->rx = malloc((size_t)RX_BUF * READS_PER_EVENT); /* touched as far as datagrams fill it */
     int rc = u->rx ? quic_addr_parse(bind_host_port, &u->local, e)
                    : err_set(e, ST_ENOMEM, "no memory for a UDP socket");
     if (rc == ST_OK)

@@ -16,6 +16,8 @@ static void done(struct rpc_call *c, const uint8_t *digest)
     /* A peer that does not end its side, too, is not waited for long. */
     if (rpc_deadline_set(c, clock_ns(c->s->cfg.clock) + RPC_LINGER_NS) < 0)
         rpc_call_reset(c, 1);
+    if (c->flags & RPC_UPLOAD && !c->upload_over && !c->reset)
+        rpc_call_reset(c, 1); /* answered already: the rest of the bytes stays here */
     c->ops->on_done(c, &c->st, digest, c->arg);
 }
 
@@ -76,41 +78,18 @@ static int take_frames(struct rpc_call *c, const uint8_t *p, size_t n, size_t *a
     return ST_OK;
 }
 
-/* Raw bytes, of which the last 32 of the stream are the digest: that many are always kept back. */
+static size_t give(struct rpc_call *c, const uint8_t *p, size_t n)
+{
+    return c->ops->on_bulk(c, p, n, c->arg);
+}
+
 static void take_bulk(struct rpc_call *c)
 {
-    const uint8_t *p;
-    bool fin = false;
-    for (;;) {
-        size_t n = quic_stream_peek(c->stream, &p, &fin);
-        size_t body = n > 32 ? n - 32 : 0;
-        if (!body)
-            break;
-        size_t took = c->ops->on_bulk(c, p, body, c->arg);
-        if (c->reset) /* cancelled: p is gone */
-            return;
-        if (!EVP_DigestUpdate(c->md, p, took)) {
-            fail(c, 13, "DIGEST", "cannot compute the digest");
-            return;
-        }
-        quic_stream_consume(c->stream, took);
-        if (took < body) {
-            c->paused = true;
-            return;
-        }
-    }
-    if (!fin)
+    int rc = rpc_raw_take(c, give);
+    if (rc == ST_OK || rc == ST_ECLOSED)
         return;
-    size_t n = quic_stream_peek(c->stream, &p, &fin);
-    uint8_t sent[32];
-    if (n != 32 || !EVP_DigestFinal_ex(c->md, c->digest, NULL)) {
-        fail(c, 15, "TRUNCATED", "the transfer ended before its digest");
-        return;
-    }
-    memcpy(sent, p, 32);
-    quic_stream_consume(c->stream, 32);
-    if (memcmp(sent, c->digest, 32)) {
-        fail(c, 15, "DIGEST_MISMATCH", "the bytes received are not those that were sent");
+    if (rc < 0) {
+        fail(c, rc == ST_EINTERNAL ? 13 : 15, rpc_raw_reason(rc), rpc_raw_text(rc));
         return;
     }
     rpc_status_set(&c->st, 0, "", "");
@@ -169,7 +148,24 @@ static void on_closed(struct quic_stream *st, void *arg)
     rpc_call_free(c);
 }
 
-static const struct quic_stream_ops call_ops = {on_readable, NULL, on_reset, on_closed};
+static void on_writable(struct quic_stream *st, void *arg)
+{
+    struct rpc_call *c = arg;
+    (void)st;
+    if (c->ended || c->reset)
+        return;
+    if (c->tail.len) {
+        int rc = quic_stream_write(c->stream, c->tail.data, c->tail.len, true);
+        if (rc == ST_OK)
+            c->tail.len = 0;
+        else if (rc != ST_EAGAIN)
+            rpc_cancel(c);
+    } else if (c->ops->on_writable) {
+        c->ops->on_writable(c, c->arg);
+    }
+}
+
+static const struct quic_stream_ops call_ops = {on_readable, on_writable, on_reset, on_closed};
 
 static int pack_call(struct buf *b, const ProtobufCServiceDescriptor *svc, const char *method,
                      const ProtobufCMessage *req, const struct rpc_call_opts *o)
@@ -215,7 +211,7 @@ int rpc_call(struct rpc_call **out, struct rpc_session *s, const ProtobufCServic
     snprintf(c->name, sizeof c->name, "%s.%s", svc->short_name, method);
     uint64_t t = o && o->timeout_ns ? o->timeout_ns : RPC_DEFAULT_TIMEOUT_NS, now = clock_ns(s->cfg.clock);
     /* Past this point the stream owns the call: whatever fails, on_closed ends it. */
-    if ((rc = quic_stream_write(c->stream, b.data, b.len, true)) < 0 ||
+    if ((rc = quic_stream_write(c->stream, b.data, b.len, !(flags & RPC_UPLOAD))) < 0 ||
         (rc = rpc_deadline_set(c, t > UINT64_MAX - now ? UINT64_MAX : now + t)) < 0)
         rpc_call_reset(c, 1);
     buf_fini(&b);

@@ -5,7 +5,9 @@
  * then MESSAGEs, FIN; the callee MESSAGEs, one STATUS, FIN. Cancel = reset of the stream. Control frames
  * (HEADER, STATUS) ≤ 64 KiB, MESSAGE ≤ 1 MiB: checked before allocation. A method marked RPC_BULK answers
  * with one MESSAGE, then raw bytes, a 32-byte SHA-256 trailer and FIN; before the MESSAGE a STATUS says why
- * not, after it only a reset can. A reset carries 0x100 + the google.rpc.Code. Loop thread only.
+ * not, after it only a reset can. One marked RPC_UPLOAD is asked with one MESSAGE, then raw bytes, trailer
+ * and FIN, and answers like any other, perhaps before the bytes have ended. A reset carries 0x100 + the
+ * google.rpc.Code. Loop thread only.
  */
 #ifndef STRATA_RPC_RPC_H
 #define STRATA_RPC_RPC_H
@@ -31,7 +33,7 @@ struct rpc_status {
 
 /* ---- serving ---- */
 
-enum rpc_flags { RPC_UNARY = 0, RPC_SERVER_STREAM = 1, RPC_BULK = 2 };
+enum rpc_flags { RPC_UNARY = 0, RPC_SERVER_STREAM = 1, RPC_BULK = 2, RPC_UPLOAD = 4 };
 
 /* `req` is borrowed for the call of the handler. The handler answers now or later, exactly once, with
  * rpc_finish(), after any rpc_send()s. `arg` is the dispatch table's. */
@@ -74,6 +76,19 @@ int rpc_bulk_write(struct rpc_call *call, const void *p, size_t n, void (*done)(
                    void *arg) ST_CHECK;
 void rpc_bulk_end(struct rpc_call *call);
 
+/* Upload methods. Nothing of the bytes is read before rpc_upload_start(), in the handler or later. */
+struct rpc_upload_ops {
+    /* Bytes in order, borrowed; return how many were taken. Fewer than n = paused until rpc_upload_resume().
+     */
+    size_t (*on_bytes)(struct rpc_call *call, const uint8_t *p, size_t n, void *arg);
+    /* All came and their digest (32 bytes) is the caller's, or *e says what is wrong: DIGEST_MISMATCH or
+     * TRUNCATED. Not after the call has ended. The handler answers, here or later. */
+    void (*on_end)(struct rpc_call *call, int rc, const struct err *e, const uint8_t *digest, void *arg);
+};
+/* Both go on from the loop, never inline. */
+void rpc_upload_start(struct rpc_call *call, const struct rpc_upload_ops *ops, void *arg);
+void rpc_upload_resume(struct rpc_call *call);
+
 /* ---- calling ---- */
 
 struct rpc_call_ops {
@@ -85,6 +100,8 @@ struct rpc_call_ops {
      * bulk, code 0 only if the digest matched; `digest` is then the 32 bytes, else NULL. `call` is dead when
      * it returns. */
     void (*on_done)(struct rpc_call *call, const struct rpc_status *st, const uint8_t *digest, void *arg);
+    /* Upload: there is room again after rpc_upload_write() said ST_EAGAIN. May be NULL. */
+    void (*on_writable)(struct rpc_call *call, void *arg);
 };
 struct rpc_call_opts {
     uint64_t timeout_ns;    /* 0 = RPC_DEFAULT_TIMEOUT_NS; UINT64_MAX = a watch without end */
@@ -97,6 +114,10 @@ int rpc_call(struct rpc_call **out, struct rpc_session *s, const ProtobufCServic
              const struct rpc_call_ops *ops, void *arg, struct err *e) ST_CHECK;
 void rpc_cancel(struct rpc_call *call); /* on_done follows with code 1 */
 void rpc_bulk_resume(struct rpc_call *call);
+/* Uploads: copies the bytes. ST_EAGAIN: too much is unsent, on_writable follows. ST_ECLOSED: the call has
+ * ended. rpc_upload_end() sends the digest; a call that is answered before that sends no more. */
+int rpc_upload_write(struct rpc_call *call, const void *p, size_t n) ST_CHECK;
+void rpc_upload_end(struct rpc_call *call);
 
 /* ---- sessions ---- */
 

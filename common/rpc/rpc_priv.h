@@ -43,13 +43,14 @@ struct rpc_call {
     bool ended;    /* answered or told: the application has let go of it */
     bool got_head; /* inbound: the request arrived; outbound bulk: the head message arrived, bytes follow */
     bool got_header;
-    bool paused;     /* outbound bulk: on_bulk took less than it was given */
-    bool reset;      /* we reset the stream: what was peeked is gone, nothing may be read or consumed */
-    bool deaf;       /* inbound: the request was refused, what still comes is thrown away */
-    bool begun;      /* inbound: a MESSAGE went out; after that a bulk call can only end by digest or reset */
-    bool canceled;   /* outbound: on_done with code 1 is due at the next timer */
-    bool resumed;    /* outbound bulk: reading goes on at the next timer */
-    struct buf tail; /* a STATUS that the full send queue did not take yet */
+    bool paused;   /* raw bytes: the application took less than it was given */
+    bool reset;    /* we reset the stream: what was peeked is gone, nothing may be read or consumed */
+    bool deaf;     /* inbound: the request was refused, what still comes is thrown away */
+    bool begun;    /* inbound: a MESSAGE went out; after that a bulk call can only end by digest or reset */
+    bool canceled; /* outbound: on_done with code 1 is due at the next timer */
+    bool resumed;  /* bulk, upload: reading goes on at the next timer */
+    bool upload_over; /* upload: all its bytes were read, or written */
+    struct buf tail;  /* a STATUS that the full send queue did not take yet */
     struct rpc_status st;
     struct frame_dec dec;
     unsigned flags;
@@ -61,6 +62,8 @@ struct rpc_call {
     void *cancel_arg;
     void (*writable_fn)(struct rpc_call *, void *);
     void *writable_arg;
+    const struct rpc_upload_ops *upload; /* NULL = not started */
+    void *upload_arg;
     /* outbound */
     const ProtobufCMessageDescriptor *reply;
     const struct rpc_call_ops *ops;
@@ -89,6 +92,16 @@ void rpc_status_set(struct rpc_status *st, unsigned code, const char *reason, co
 void rpc_serve_start(struct rpc_session *s, struct quic_stream *st);
 void rpc_serve_expired(struct rpc_call *c);
 void rpc_out_expired(struct rpc_call *c);
+
+/* raw.c: reads the raw bytes that are there, all but the trailer, and gives them to `take`, which says how
+ * many it took. 1: all came and c->digest is right; ST_OK: nothing more now, or paused; ST_EPROTO: ended
+ * before the trailer; ST_ECORRUPT: another digest; ST_EINTERNAL; ST_ECLOSED: the stream was reset meanwhile.
+ */
+int rpc_raw_take(struct rpc_call *c, size_t (*take)(struct rpc_call *c, const uint8_t *p, size_t n)) ST_CHECK;
+const char *rpc_raw_reason(int rc); /* "DIGEST_MISMATCH" … */
+const char *rpc_raw_text(int rc);
+bool rpc_digest_ready(struct rpc_call *c); /* c->md is there */
+void rpc_upload_read(struct rpc_call *c);  /* what has arrived of an inbound upload */
 
 /* message.c: packs a frame behind what is in *b; unpacks with a cap on what the decoder may allocate, NULL on
  * malformed or too large. */

@@ -109,18 +109,13 @@ void rpc_reply(struct rpc_call *c, const ProtobufCMessage *msg)
            "the answer does not fit a message: ask for less at once");
 }
 
-static bool digest_ready(struct rpc_call *c)
-{
-    return c->md || ((c->md = EVP_MD_CTX_new()) && EVP_DigestInit_ex(c->md, EVP_sha256(), NULL));
-}
-
 int rpc_bulk_write(struct rpc_call *c, const void *p, size_t n, void (*done)(void *), void *arg)
 {
     if (c->ended)
         return ST_ECLOSED;
     if (!bulk_begun(c))
         return ST_ECONFLICT;
-    int rc = digest_ready(c) ? quic_stream_write_ref(c->stream, p, n, false, done, arg) : ST_ENOMEM;
+    int rc = rpc_digest_ready(c) ? quic_stream_write_ref(c->stream, p, n, false, done, arg) : ST_ENOMEM;
     if (rc == ST_OK && !EVP_DigestUpdate(c->md, p, n))
         rpc_call_reset(c, 13); /* the bytes are lent already: `done` gives them back */
     return rc;
@@ -131,7 +126,7 @@ void rpc_bulk_end(struct rpc_call *c)
     uint8_t d[32];
     if (c->ended)
         return;
-    if (!bulk_begun(c) || !digest_ready(c) || !EVP_DigestFinal_ex(c->md, d, NULL) ||
+    if (!bulk_begun(c) || !rpc_digest_ready(c) || !EVP_DigestFinal_ex(c->md, d, NULL) ||
         buf_append(&c->tail, d, sizeof d) < 0) {
         break_off(c, 13);
         return;
@@ -212,12 +207,23 @@ static void refuse(struct rpc_call *c, int rc)
     rpc_call_reset(c, rc == ST_ELIMIT ? 8 : 13);
 }
 
-/* Stops early when a frame made us reset the stream: p is gone then. */
-static int take_frames(struct rpc_call *c, const uint8_t *p, size_t n)
+/* Raw bytes follow the request, not frames. */
+static bool uploading(const struct rpc_call *c)
 {
-    for (size_t at = 0, used; at < n && !c->reset; at += used) {
+    return c->got_head && c->flags & RPC_UPLOAD && !c->ended;
+}
+
+/* Stops early when a frame made us reset the stream (p is gone then), and before an upload's bytes. */
+static int take_frames(struct rpc_call *c, const uint8_t *p, size_t n, size_t *at)
+{
+    for (size_t used; *at < n && !c->reset && !uploading(c); *at += used) {
         struct frame f;
-        int rc = frame_next(&c->dec, p + at, n - at, &used, &f);
+        if (c->ended && c->got_head &&
+            c->flags & RPC_UPLOAD) { /* refused at once: nothing of it is a frame */
+            *at = n;
+            return ST_OK;
+        }
+        int rc = frame_next(&c->dec, p + *at, n - *at, &used, &f);
         if (rc > 0)
             rc = c->got_header ? take_request(c, &f) : take_header(c, &f);
         if (rc < 0)
@@ -231,12 +237,17 @@ static void on_readable(struct quic_stream *st, void *arg)
     struct rpc_call *c = arg;
     const uint8_t *p;
     bool fin = false;
-    for (size_t n; !c->reset && (n = quic_stream_peek(st, &p, &fin)) > 0;) {
-        int rc = c->deaf ? ST_OK : take_frames(c, p, n);
+    for (size_t n; !c->reset && !uploading(c) && (n = quic_stream_peek(st, &p, &fin)) > 0;) {
+        size_t at = 0;
+        int rc = c->deaf ? ST_OK : take_frames(c, p, n, &at);
         if (rc < 0)
             refuse(c, rc);
         if (!c->reset)
-            quic_stream_consume(st, n);
+            quic_stream_consume(st, rc < 0 || c->deaf ? n : at);
+    }
+    if (!c->reset && uploading(c)) {
+        rpc_upload_read(c);
+        return;
     }
     if (fin && !c->got_head && !c->ended)
         refuse(c, ST_EPROTO);
@@ -291,6 +302,14 @@ void rpc_serve_start(struct rpc_session *s, struct quic_stream *st)
 
 void rpc_serve_expired(struct rpc_call *c)
 {
+    if (c->resumed && !c->ended) {
+        c->resumed = false;
+        if (rpc_deadline_set(c, c->deadline_ns) < 0)
+            rpc_call_reset(c, 8);
+        else
+            rpc_upload_read(c);
+        return;
+    }
     bool silent = c->ended || !c->got_header || bulk_begun(c);
     tell_cancelled(c);
     if (silent)

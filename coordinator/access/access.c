@@ -1,5 +1,5 @@
 /* The decision. */
-#include "coordinator/access/access.h"
+#include "coordinator/access/access_priv.h"
 
 #include <string.h>
 
@@ -81,15 +81,20 @@ bool device_match(const char *pattern, const char *device)
     return half_match(pattern, (size_t)(cut - pattern), node) && str_glob(cut + 1, local);
 }
 
-/* What grants this permission: the lowest role that does, else the extras. */
-static enum access_rule granting_rule(const struct policy *p, uint32_t bit, unsigned *index)
+struct access_rules access_compile(const struct policy *p)
 {
-    for (unsigned r = 0; r < ROLE_COUNT; r++)
-        if ((p->roles & ROLE_BIT(r)) && (role_permissions((enum role)r) & bit)) {
-            *index = r;
-            return RULE_ROLE;
-        }
-    return RULE_EXTRA;
+    struct access_rules r = {.grants = role_grants(p) | p->extra,
+                             .denied = p->denied,
+                             .expires_us = p->expires_us,
+                             .generation = p->generation};
+    for (unsigned perm = 0; perm < PERM_COUNT; perm++) {
+        uint64_t why = ACCESS_WHY_EXTRA;
+        for (unsigned role = ROLE_COUNT; role-- > 0;)
+            if ((p->roles & ROLE_BIT(role)) && (role_permissions((enum role)role) & PERM_BIT(perm)))
+                why = role;
+        r.why |= why << (4 * perm);
+    }
+    return r;
 }
 
 static bool quota_allows(const struct policy *p, const struct access_request *q)
@@ -102,42 +107,16 @@ static bool quota_allows(const struct policy *p, const struct access_request *q)
 struct decision access_check(const struct policy *p, const struct access_request *q)
 {
     struct decision d = {.reason = ACCESS_NO_POLICY, .rule = RULE_DEFAULT_DENY};
-    if (!p || (unsigned)q->permission >= PERM_COUNT)
+    if (!p)
         return d;
-    d.generation = p->generation;
-    if (policy_expired(p, q->now_us)) {
-        d.reason = ACCESS_EXPIRED;
-        d.rule = RULE_EXPIRY;
-        return d;
-    }
-    uint32_t bit = PERM_BIT(q->permission), grants = role_grants(p) | p->extra;
-    if (grants & PERM_BIT(PERM_ADMIN)) {
-        d.rule = RULE_ADMIN;
-    } else if (p->denied & bit) {
-        d.reason = ACCESS_DENIED_BY_POLICY;
-        d.rule = RULE_DENIED;
-        return d;
-    } else if (!(grants & bit)) {
-        d.reason = ACCESS_NOT_GRANTED;
-        return d;
-    } else {
-        d.rule = granting_rule(p, bit, &d.index);
-        bool on_device = p->n_devices == 0 || !q->device;
-        for (unsigned i = 0; !on_device && i < p->n_devices && i < POLICY_DEVICES_MAX; i++)
-            on_device = device_match(p->devices[i], q->device);
-        if (!on_device) {
-            d.reason = ACCESS_DEVICE_RESTRICTED;
-            d.rule = RULE_DEVICE;
-            return d;
-        }
-    }
-    if (!quota_allows(p, q)) {
-        d.reason = ACCESS_QUOTA_EXCEEDED;
-        d.rule = RULE_QUOTA;
-        return d;
-    }
-    d.allowed = true;
-    d.reason = ACCESS_OK;
+    const struct access_rules r = access_compile(p);
+    bool on_device = p->n_devices == 0 || !q->device;
+    for (unsigned i = 0; !on_device && i < p->n_devices && i < POLICY_DEVICES_MAX; i++)
+        on_device = device_match(p->devices[i], q->device);
+    d = access_rules_decide(&r, q->permission, on_device, q->now_us);
+    if (d.allowed && !quota_allows(p, q))
+        d = (struct decision){
+            .reason = ACCESS_QUOTA_EXCEEDED, .rule = RULE_QUOTA, .generation = p->generation};
     return d;
 }
 
@@ -149,13 +128,13 @@ const char *access_reason_name(enum access_reason r)
     case ACCESS_NO_POLICY:
         return "NO_POLICY";
     case ACCESS_EXPIRED:
-        return "POLICY_EXPIRED";
-    case ACCESS_DENIED_BY_POLICY:
-        return "PERMISSION_DENIED";
-    case ACCESS_NOT_GRANTED:
-        return "PERMISSION_MISSING";
-    case ACCESS_DEVICE_RESTRICTED:
-        return "DEVICE_RESTRICTED";
+        return "EXPIRED";
+    case ACCESS_EXPLICITLY_DENIED:
+        return "EXPLICITLY_DENIED";
+    case ACCESS_MISSING_PERMISSION:
+        return "MISSING_PERMISSION";
+    case ACCESS_DEVICE_NOT_ALLOWED:
+        return "DEVICE_NOT_ALLOWED";
     case ACCESS_QUOTA_EXCEEDED:
         return "QUOTA_EXCEEDED";
     }
@@ -199,17 +178,17 @@ int access_explain(const struct decision *d, const struct policy *p, const struc
             e, ST_EDENIED, reason,
             "%s on %s refused: the policy of %s has expired; an admin renews it with 'strata policy apply'",
             perm, dev, who);
-    case ACCESS_DENIED_BY_POLICY:
+    case ACCESS_EXPLICITLY_DENIED:
         return err_reason(
             e, ST_EDENIED, reason,
             "%s on %s refused: the policy of %s denies it explicitly; an admin can take it out of `denied`",
             perm, dev, who);
-    case ACCESS_NOT_GRANTED:
+    case ACCESS_MISSING_PERMISSION:
         return err_reason(e, ST_EDENIED, reason,
                           "%s on %s refused: no role or extra permission of %s grants it; ask an admin for a "
                           "role that does",
                           perm, dev, who);
-    case ACCESS_DEVICE_RESTRICTED:
+    case ACCESS_DEVICE_NOT_ALLOWED:
         return err_reason(
             e, ST_EDENIED, reason,
             "%s on %s refused: the policy of %s is restricted to other devices; see 'strata policy get'",

@@ -1,6 +1,7 @@
 /*
- * Who may do what: 14 permissions below admin:full_access, four roles, policies, and the one decision
- * function. Pure, no I/O, no allocation. Default deny.
+ * Who may do what: 14 permissions below admin:full_access, four roles, policies, and the decision. Pure, no
+ * I/O, no allocation. Default deny. set.h holds all policies of a cluster compiled, and decides by handle;
+ * quota.h keeps the ledger of what principals hold.
  *
  * Order of a decision, first match wins: no policy → expired → admin (grants every permission on every
  * device, whatever is denied) → explicit denial → not granted → device restriction → quota. A quota is a
@@ -30,8 +31,9 @@ struct policy {
     uint32_t extra, denied;               /* PERM_BIT sets */
     unsigned n_devices;                   /* 0 = all devices */
     char devices[POLICY_DEVICES_MAX][POLICY_PATTERN_MAX];
-    bool has_quota; /* false = unlimited */
-    uint64_t quota_bytes;
+    bool has_quota, has_node_quota, has_device_quota; /* false = unlimited */
+    uint64_t quota_bytes;                             /* over the whole cluster */
+    uint64_t node_quota_bytes, device_quota_bytes;    /* on any one node, on any one device */
     int64_t created_us, expires_us; /* expires 0 = never; expired from that microsecond on */
     uint64_t generation;            /* counts the changes of this policy; goes to the audit row */
 };
@@ -40,9 +42,9 @@ enum access_reason {
     ACCESS_OK,
     ACCESS_NO_POLICY,
     ACCESS_EXPIRED,
-    ACCESS_DENIED_BY_POLICY,  /* the permission is among the denied ones */
-    ACCESS_NOT_GRANTED,       /* no role and no extra permission grants it */
-    ACCESS_DEVICE_RESTRICTED, /* the device is not among the policy's */
+    ACCESS_EXPLICITLY_DENIED,  /* the permission is among the denied ones */
+    ACCESS_MISSING_PERMISSION, /* no role and no extra permission grants it */
+    ACCESS_DEVICE_NOT_ALLOWED, /* the device is not among the policy's */
     ACCESS_QUOTA_EXCEEDED,
 };
 
@@ -61,7 +63,7 @@ struct access_request {
     enum permission permission;
     const char *device; /* "dione/cuda:0"; NULL when the act names no device */
     uint64_t used_bytes,
-        ask_bytes; /* allocated plus escrowed now, and what this act would add; 0 = no memory */
+        ask_bytes; /* held in the cluster now (quota.h), and what this act would add; 0 = no memory */
     int64_t now_us;
 };
 
@@ -69,7 +71,7 @@ struct decision {
     bool allowed;
     enum access_reason reason;
     enum access_rule rule; /* what decided */
-    unsigned index;        /* RULE_ROLE: the enum role; RULE_DEVICE allowed: the pattern */
+    unsigned index;        /* RULE_ROLE: the enum role */
     uint64_t generation;   /* of the policy that was asked */
 };
 
@@ -108,6 +110,17 @@ int role_parse(const char *word, uint32_t *set, struct err *e) ST_CHECK;
 /* Is this policy well formed: principal present, known bits only, patterns sane, admin not denied, expiry
  * after creation? ST_EINVAL names the field. */
 int policy_validate(const struct policy *p, struct err *e) ST_CHECK;
+
+/* A policy that grants one role on all devices, without quota or end. ST_EINVAL for a bad principal. */
+int policy_from_role(struct policy *out, const char *principal, enum role r, int64_t now_us,
+                     struct err *e) ST_CHECK;
+/* What is wrong with a policy that somebody wants now, beyond its form: CONTRADICTORY_POLICY (the same
+ * permission granted as extra and denied; denials beside admin:full_access, which they cannot touch),
+ * EXPIRY_IN_PAST, UNKNOWN_PRINCIPAL (neither "user/NAME", "node/NAME" nor "coordinator"). ST_EINVAL. */
+int policy_sensible(const struct policy *p, int64_t now_us, struct err *e) ST_CHECK;
+/* "spiffe://DOMAIN/user/alice" of this trust domain becomes "user/alice"; anything else is copied. ST_ELIMIT.
+ */
+int policy_principal_short(char out[POLICY_PRINCIPAL_MAX], const char *id, const char *trust_domain) ST_CHECK;
 
 /* Text list of the patterns, one a line, and back; both bounded. */
 int policy_devices_join(const struct policy *p, char *out, size_t cap) ST_CHECK;

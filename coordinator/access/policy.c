@@ -86,10 +86,65 @@ int policy_validate(const struct policy *p, struct err *e)
                 p->principal, p->devices[i]);
     if (p->created_us < 0 || p->expires_us < 0 || (p->expires_us && p->expires_us <= p->created_us))
         return err_set(e, ST_EINVAL, "policy of %s: it would expire before it is created", p->principal);
-    if (p->quota_bytes > INT64_MAX)
+    if (p->quota_bytes > INT64_MAX || p->node_quota_bytes > INT64_MAX || p->device_quota_bytes > INT64_MAX)
         return err_set(e, ST_EINVAL, "policy of %s: quota is beyond 8 EiB; leave it out for none",
                        p->principal);
     return ST_OK;
+}
+
+int policy_from_role(struct policy *out, const char *principal, enum role r, int64_t now_us, struct err *e)
+{
+    struct policy p = {.roles = ROLE_BIT(r), .created_us = now_us};
+    if ((unsigned)r >= ROLE_COUNT || !str_copy(p.principal, sizeof p.principal, principal))
+        return err_set(e, ST_EINVAL, "policy of %.60s: the principal is too long or the role is none",
+                       principal);
+    int rc = policy_validate(&p, e);
+    if (rc == ST_OK)
+        *out = p;
+    return rc;
+}
+
+static bool principal_ok(const char *s)
+{
+    const char *name = strchr(s, '/');
+    if (!name)
+        return strcmp(s, "coordinator") == 0;
+    return (str_starts(s, "user/") || str_starts(s, "node/")) && str_ident_ok(name + 1, 63);
+}
+
+int policy_sensible(const struct policy *p, int64_t now_us, struct err *e)
+{
+    uint32_t both = p->extra & p->denied;
+    if (!principal_ok(p->principal))
+        return err_reason(e, ST_EINVAL, "UNKNOWN_PRINCIPAL",
+                          "policy of \"%.80s\": a principal is user/NAME, node/NAME or coordinator, as its "
+                          "certificate says",
+                          p->principal);
+    for (unsigned i = 0; both && i < PERM_COUNT; i++)
+        if (both & PERM_BIT(i))
+            return err_reason(e, ST_EINVAL, "CONTRADICTORY_POLICY",
+                              "policy of %s: %s is both in extra and in denied; leave out one of them",
+                              p->principal, permission_name((enum permission)i));
+    if (p->denied && ((p->roles & ROLE_BIT(ROLE_ADMIN)) || (p->extra & PERM_BIT(PERM_ADMIN))))
+        return err_reason(
+            e, ST_EINVAL, "CONTRADICTORY_POLICY",
+            "policy of %s: a denial cannot touch admin:full_access; take the admin role away, or "
+            "the denials",
+            p->principal);
+    if (policy_expired(p, now_us))
+        return err_reason(e, ST_EINVAL, "EXPIRY_IN_PAST",
+                          "policy of %s: it would have expired already; to take the rights away use 'strata "
+                          "policy remove'",
+                          p->principal);
+    return ST_OK;
+}
+
+int policy_principal_short(char out[POLICY_PRINCIPAL_MAX], const char *id, const char *trust_domain)
+{
+    size_t n = strlen(trust_domain);
+    if (str_starts(id, "spiffe://") && strncmp(id + 9, trust_domain, n) == 0 && id[9 + n] == '/')
+        id += 10 + n;
+    return str_copy(out, POLICY_PRINCIPAL_MAX, id) ? ST_OK : ST_ELIMIT;
 }
 
 int policy_devices_join(const struct policy *p, char *out, size_t cap)

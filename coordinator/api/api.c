@@ -130,6 +130,7 @@ static void on_up(struct quic_conn *conn, void *arg)
         return;
     }
     s->c = c;
+    rpc_session_set_user(s->rpc, s);
     s->next = c->sessions;
     c->sessions = s;
     char addr[64];

@@ -4,7 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
+#include "common/base/fs.h"
 #include "coordinator/store/store_priv.h"
 
 #define TRIM_BATCH 4096u
@@ -51,10 +53,25 @@ static void store_destroy(struct store *s)
     for (int i = 0; i < SQL_COUNT; i++)
         sqlite3_finalize(s->stmts[i]);
     db_close(s->db);
+    if (s->lock_fd >= 0)
+        close(s->lock_fd); /* after the database: the next owner finds it closed */
     pthread_cond_destroy(&s->wake);
     pthread_mutex_destroy(&s->lock);
     free(s->path);
     free(s);
+}
+
+/* SQLite would let two coordinators write in turn, and each would believe its own memory. The lock is a file
+ * of its own, because closing any descriptor of the database would drop SQLite's locks on it. */
+static int lock_path(struct store *s, struct err *e)
+{
+    char path[4096];
+    if (snprintf(path, sizeof path, "%s-lock", s->path) >= (int)sizeof path)
+        return err_set(e, ST_ELIMIT, "path too long: %s", s->path);
+    int rc = fs_lock(path, 0640, &s->lock_fd, e);
+    if (rc == ST_ECONFLICT)
+        err_prefix(e, "another coordinator uses %s (stop it, or give this one its own state.dir)", s->path);
+    return rc;
 }
 
 int store_open(struct store **out, const struct store_config *cfg, struct err *e)
@@ -70,9 +87,11 @@ int store_open(struct store **out, const struct store_config *cfg, struct err *e
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->wake, NULL);
     s->path = strdup(cfg->path);
+    s->lock_fd = -1;
     int64_t last = 0, first = 0;
-    int rc = s->path ? db_open(&s->db, cfg->path, &store_db_kind, cfg->max_pages, e)
-                     : err_set(e, ST_ENOMEM, "state.db: out of memory");
+    int rc = s->path ? lock_path(s, e) : err_set(e, ST_ENOMEM, "state.db: out of memory");
+    if (rc == ST_OK)
+        rc = db_open(&s->db, cfg->path, &store_db_kind, cfg->max_pages, e);
     for (int i = 0; rc == ST_OK && i < SQL_COUNT; i++)
         rc = db_prepare(s->db, store_sql((enum store_stmt)i)->text, &s->stmts[i], e);
     if (rc == ST_OK)

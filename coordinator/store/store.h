@@ -79,7 +79,8 @@ struct store_request { /* idempotency: what a mutation with this id was answered
 
 /* ---- opening and loading ---- */
 
-/* Creates or migrates the file. ST_ENOTSUP: written by a newer strata; ST_ECORRUPT, ST_EIO, ST_EDENIED (names
+/* Creates or migrates the file and keeps others out of it ("<path>-lock"). ST_ECONFLICT: another process has
+ * it; ST_ENOTSUP: written by a newer strata; ST_ECORRUPT, ST_EIO, ST_EDENIED (names
  * the file and the remedy). The file and its -wal are 0640. */
 int store_open(struct store **out, const struct store_config *cfg, struct err *e) ST_CHECK;
 

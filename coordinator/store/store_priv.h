@@ -62,6 +62,7 @@ int store_txn_apply(const struct store_txn *t, sqlite3 *db, sqlite3_stmt *const 
 struct store {
     struct store_config cfg;
     char *path;
+    int lock_fd; /* keeps a second coordinator out */
     sqlite3 *db; /* the loading thread's until store_start, then the writer's */
     sqlite3_stmt *stmts[SQL_COUNT];
     struct port *port;

@@ -240,12 +240,12 @@ static void drain(struct quic_stream *s, void *arg)
     bool fin;
     if (x->hold)
         return;
-    size_t n = quic_stream_peek(s, &b, &fin);
-    for (size_t i = 0; i < n; i++)
-        x->bad |= b[i] != pattern(x->got + i);
-    x->got += n;
+    for (size_t n; (n = quic_stream_peek(s, &b, &fin)) > 0; quic_stream_consume(s, n)) {
+        for (size_t i = 0; i < n; i++)
+            x->bad |= b[i] != pattern(x->got + i);
+        x->got += n;
+    }
     x->fin = fin;
-    quic_stream_consume(s, n);
 }
 
 static void on_xfer_reset(struct quic_stream *s, uint64_t code, void *arg)

@@ -377,6 +377,20 @@ static void test_backpressure(void **state)
     net_stop(&n);
 }
 
+/* Reads on until n bytes have been consumed. */
+static size_t drain_until(struct quic_stream *s, size_t n)
+{
+    const uint8_t *p;
+    bool fin;
+    size_t done = 0;
+    for (size_t got; done < n && (got = quic_stream_peek(s, &p, &fin)) > 0;) {
+        got = got < n - done ? got : n - done;
+        quic_stream_consume(s, got);
+        done += got;
+    }
+    return done;
+}
+
 /* A finished stream with unread bytes stays until they are read. */
 static void test_unread_fin(void **state)
 {
@@ -391,13 +405,12 @@ static void test_unread_fin(void **state)
     assert_int_equal(xfer_start(&x, n.c.app.conn, 5000), ST_OK);
     sim_run(n.sim, 5 * SEC, NULL, NULL);
     assert_false(x.closed);
-    assert_int_equal(quic_stream_peek(x.s, &b, &fin), 5000);
-    assert_true(fin);
-    quic_stream_consume(x.s, 4000);
+    size_t got = drain_until(x.s, 4000);
     sim_run(n.sim, SEC, NULL, NULL);
     assert_false(x.closed);
-    assert_int_equal(quic_stream_peek(x.s, &b, &fin), 1000);
-    quic_stream_consume(x.s, 1000);
+    assert_int_equal(got + quic_stream_peek(x.s, &b, &fin), 5000);
+    assert_true(fin);
+    quic_stream_consume(x.s, 5000 - got);
     assert_true(sim_run(n.sim, SEC, xfer_closed, &x));
     net_stop(&n);
 }
@@ -439,8 +452,10 @@ static void test_consume_after_reset(void **state)
     assert_int_equal(xfer_start(&x, n.c.app.conn, 1 << 20), ST_OK);
     sim_run(n.sim, SEC, NULL, NULL);
     struct quic_stream *s = n.s.app.last;
-    size_t got = quic_stream_peek(s, &b, &fin);
-    assert_int_equal(got, n.s.cfg.limits.stream_window);
+    size_t got = drain_until(s, n.s.cfg.limits.stream_window / 2);
+    assert_int_equal(got, n.s.cfg.limits.stream_window / 2);
+    got = quic_stream_peek(s, &b, &fin);
+    assert_true(got > 0);
     quic_stream_reset(s, 3);
     quic_stream_consume(s, got);
     assert_int_equal(quic_stream_peek(s, &b, &fin), 0);
@@ -578,19 +593,23 @@ static void refused_peer(struct net *n, struct tls_ctx *server, struct tls_ctx *
 static void test_foreign_ca(void **state)
 {
     struct net n;
-    struct pki other;
+    struct pki other, twin;
     (void)state;
     pki_open_as(&other, "other.example");
+    pki_open(&twin);
     struct tls_ctx *both = pki_ctx_trusting(&pki, TLS_COORDINATOR, NULL, &other);
-    struct tls_ctx *stranger = pki_ctx_trusting(&other, TLS_NODE, "dione", &pki);
+    struct tls_ctx *stranger = pki_ctx_trusting(&twin, TLS_NODE, "dione", &pki);
+    struct tls_ctx *abroad = pki_ctx_trusting(&other, TLS_NODE, "dione", &pki);
     struct tls_ctx *foreign = pki_ctx(&other, TLS_NODE, "dione");
     refused_peer(&n, coord, foreign, 0, "UNKNOWN_CA", "");
     refused_peer(&n, coord, stranger, 1, "UNKNOWN_CA", "certificate");
-    refused_peer(&n, both, stranger, 1, "FOREIGN_TRUST_DOMAIN", "trust domain");
+    refused_peer(&n, both, abroad, 0, "FOREIGN_TRUST_DOMAIN", "");
     tls_ctx_unref(both);
+    tls_ctx_unref(abroad);
     tls_ctx_unref(stranger);
     tls_ctx_unref(foreign);
     pki_close(&other);
+    pki_close(&twin);
 }
 
 static void test_retry(void **state)

@@ -194,8 +194,8 @@ static void raw_readable(struct quic_stream *s, void *arg)
     struct world *w = arg;
     const uint8_t *p;
     bool fin;
-    size_t n = quic_stream_peek(s, &p, &fin);
-    quic_stream_consume(s, n);
+    for (size_t n; (n = quic_stream_peek(s, &p, &fin)) > 0;)
+        quic_stream_consume(s, n);
     if (fin)
         (void)!quic_stream_write(s, w->raw, w->nraw, true);
 }
@@ -378,7 +378,7 @@ static void on_done(struct rpc_call *call, const struct rpc_status *st, const ui
         memcpy(a->digest, digest, 32);
 }
 
-const struct rpc_call_ops asked_ops = {on_message, on_bulk, on_done};
+const struct rpc_call_ops asked_ops = {on_message, on_bulk, on_done, NULL};
 
 void ask(struct asked *a, struct rpc_session *s, const char *method, const char *id, uint64_t timeout_ns)
 {

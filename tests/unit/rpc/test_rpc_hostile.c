@@ -29,22 +29,22 @@ static void raw_readable(struct quic_stream *s, void *arg)
 {
     struct raw *r = arg;
     const uint8_t *p;
-    size_t n = quic_stream_peek(s, &p, &r->fin), used;
-    for (size_t at = 0; at < n; at += used) {
-        struct frame f;
-        if (frame_next(&r->dec, p + at, n - at, &used, &f) <= 0)
-            continue;
-        r->messages += f.kind == FRAME_MESSAGE;
-        if (f.kind != FRAME_STATUS)
-            continue;
-        Strata__V1__CallStatus *st = strata__v1__call_status__unpack(NULL, f.n, f.p);
-        assert_non_null(st);
-        r->status = true;
-        r->code = st->code;
-        snprintf(r->reason, sizeof r->reason, "%s", st->reason);
-        strata__v1__call_status__free_unpacked(st, NULL);
+    for (size_t n, used; (n = quic_stream_peek(s, &p, &r->fin)) > 0; quic_stream_consume(s, n)) {
+        for (size_t at = 0; at < n; at += used) {
+            struct frame f;
+            if (frame_next(&r->dec, p + at, n - at, &used, &f) <= 0)
+                continue;
+            r->messages += f.kind == FRAME_MESSAGE;
+            if (f.kind != FRAME_STATUS)
+                continue;
+            Strata__V1__CallStatus *st = strata__v1__call_status__unpack(NULL, f.n, f.p);
+            assert_non_null(st);
+            r->status = true;
+            r->code = st->code;
+            snprintf(r->reason, sizeof r->reason, "%s", st->reason);
+            strata__v1__call_status__free_unpacked(st, NULL);
+        }
     }
-    quic_stream_consume(s, n);
 }
 
 static void raw_reset(struct quic_stream *s, uint64_t code, void *arg)

@@ -564,6 +564,22 @@ static void strange_files_are_refused(void **state)
     assert_null(s);
 }
 
+static void a_second_owner_is_refused(void **state)
+{
+    struct rig *r = *state;
+    struct err e = {0};
+    struct store *s = NULL;
+    char pid[24];
+    assert_int_equal(store_open(&s, &r->cfg, &e), ST_ECONFLICT);
+    assert_null(s);
+    snprintf(pid, sizeof pid, "pid %ld", (long)getpid());
+    assert_non_null(strstr(e.text, pid));
+    assert_non_null(strstr(e.text, "another coordinator"));
+    store_close(r->s);
+    r->s = NULL;
+    assert_int_equal(store_open(&r->s, &r->cfg, &e), ST_OK);
+}
+
 /* In a child without root's rights: 0 = refused as it should be. */
 static int open_as_nobody(const char *path)
 {
@@ -742,6 +758,7 @@ int main(void)
         T(what_cannot_be_audited_is_refused),
         T(a_full_disk_refuses_and_recovers),
         T(strange_files_are_refused),
+        T(a_second_owner_is_refused),
         T(migrations_go_step_by_step_or_not_at_all),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -3,7 +3,7 @@
  * worker is starting or has as many in flight as it takes; what was queued or in flight when the worker ends
  * completes with an error all the same.
  */
-#include "agent/layers/pool.h"
+#include "agent/pool/pool.h"
 
 #include <event2/event.h>
 #include <stdio.h>
@@ -12,7 +12,7 @@
 
 #include "common/base/str.h"
 
-enum op_kind { OP_ALLOC, OP_WRITE, OP_DIGEST, OP_RELEASE };
+enum op_kind { OP_ALLOC, OP_WRITE, OP_READ, OP_DIGEST, OP_RELEASE, OP_USAGE };
 
 struct op {
     struct tenant *t;
@@ -25,6 +25,7 @@ struct op {
         tenant_alloc_fn alloc;
         tenant_done_fn done;
         tenant_digest_fn digest;
+        tenant_usage_fn usage;
     } fn;
     void *arg;
 };
@@ -54,8 +55,7 @@ struct probe {
 
 struct pool {
     struct pool_cfg cfg;
-    const struct pool_ops *ops;
-    void *arg;
+    struct pool_user *users;
     struct tenant *head;
     struct probe *probe;
     bool freeing;
@@ -68,6 +68,14 @@ static void op_unlink(struct op *o)
         o->next->prev = o->prev;
     else if (o->t->queue_tail == &o->next)
         o->t->queue_tail = o->prev;
+}
+
+static const struct worker_usage *usage_of(const struct op *o, const struct worker_result *r)
+{
+    uint32_t i;
+    return r->status == ST_OK && worker_device_find(o->t->w, o->device, &i) == ST_OK && i < r->devices
+               ? &r->usage[i]
+               : NULL;
 }
 
 static void op_end(struct op *o, int rc, const char *why, const struct worker_result *r)
@@ -84,8 +92,12 @@ static void op_end(struct op *o, int rc, const char *why, const struct worker_re
         o->fn.digest(o->arg, rc, &e, r ? r->sha256 : NULL);
         break;
     case OP_WRITE:
+    case OP_READ:
     case OP_RELEASE:
         o->fn.done(o->arg, rc, &e);
+        break;
+    case OP_USAGE:
+        o->fn.usage(o->arg, rc, &e, r ? usage_of(o, r) : NULL);
         break;
     }
     free(o);
@@ -114,10 +126,15 @@ static int submit(struct op *o)
         return rc < 0 ? rc : worker_alloc(w, device, o->n, on_op, o);
     case OP_WRITE:
         return worker_write(w, o->buffer, o->off, &o->slot, (uint32_t)o->n, on_op, o);
+    case OP_READ:
+        return worker_read(w, o->buffer, o->off, (uint32_t)o->n, &o->slot, on_op, o);
     case OP_DIGEST:
-        return worker_digest(w, o->buffer, o->n, on_op, o);
+        return worker_digest(w, o->buffer, o->off, o->n, on_op, o);
     case OP_RELEASE:
         return worker_free(w, o->buffer, on_op, o);
+    case OP_USAGE:
+        rc = worker_device_find(w, o->device, &device);
+        return rc < 0 ? rc : worker_stat(w, on_op, o);
     }
     return ST_EINTERNAL;
 }
@@ -215,7 +232,17 @@ static void on_slot(struct worker *w, void *arg)
     if (t->state != TENANT_READY)
         return;
     t->uses++;
-    t->pool->ops->on_slot(t, t->pool->arg);
+    /* Who was first this time is last the next: nobody's copies starve another's. */
+    struct pool *p = t->pool;
+    for (struct pool_user *u = p->users, *next; u; u = next) {
+        next = u->next;
+        u->on_slot(t, u->arg);
+    }
+    struct pool_user *first = p->users;
+    if (first && first->next) {
+        pool_leave(p, first);
+        pool_join(p, first);
+    }
     tenant_unuse(t);
 }
 
@@ -235,7 +262,8 @@ static void on_exit_(struct worker *w, int status, int signal, const char *why, 
     t->state = TENANT_DEAD;
     str_copy(t->why, sizeof t->why, why);
     fail_queue(t);
-    t->pool->ops->on_died(t, t->why, t->pool->arg);
+    for (struct pool_user *u = t->pool->users; u; u = u->next)
+        u->on_died(t, t->why, u->arg);
     tenant_unuse(t);
 }
 
@@ -303,48 +331,57 @@ int tenant_pid(const struct tenant *t)
     return t->state == TENANT_DEAD ? 0 : worker_pid(t->w);
 }
 
+unsigned tenant_uses(const struct tenant *t)
+{
+    return t->uses;
+}
+
+void tenant_kill(struct tenant *t)
+{
+    if (t->state != TENANT_DEAD)
+        worker_kill(t->w);
+}
+
 /* ---- operations ---- */
 
-static int op_new(struct tenant *t, enum op_kind kind, struct op **out, struct err *e)
+/* Takes a copy of what is to be done into the queue. */
+static int op_queue(struct tenant *t, const struct op *what, struct err *e)
 {
     if (t->state != TENANT_STARTING && t->state != TENANT_READY)
         return err_set(e, ST_ECLOSED, "the worker of %s is gone: %s", t->principal, t->why);
-    struct op *o = calloc(1, sizeof *o);
+    struct op *o = malloc(sizeof *o);
     if (!o)
         return err_set(e, ST_ENOMEM, "no memory for an operation of %s", t->principal);
+    *o = *what;
     o->t = t;
-    o->kind = kind;
-    *out = o;
-    return ST_OK;
-}
-
-static void op_queue(struct op *o)
-{
-    struct tenant *t = o->t;
+    o->next = NULL;
     o->prev = t->queue_tail;
     *t->queue_tail = o;
     t->queue_tail = &o->next;
+    flush(t, true);
+    return ST_OK;
+}
+
+static int on_device(struct tenant *t, struct op *o, const char *device, struct err *e)
+{
+    uint32_t i;
+    if (!str_copy(o->device, sizeof o->device, device) ||
+        (t->state == TENANT_READY && worker_device_find(t->w, device, &i) < 0))
+        return err_reason(e, ST_ENOENT, "NO_DEVICE", "this node has no device %.80s", device);
+    return op_queue(t, o, e);
 }
 
 int tenant_alloc(struct tenant *t, const char *device, uint64_t bytes, tenant_alloc_fn fn, void *arg,
                  struct err *e)
 {
-    struct op *o = NULL;
-    int rc = op_new(t, OP_ALLOC, &o, e);
-    if (rc < 0)
-        return rc;
-    uint32_t i;
-    if (!str_copy(o->device, sizeof o->device, device) ||
-        (t->state == TENANT_READY && worker_device_find(t->w, device, &i) < 0)) {
-        free(o);
-        return err_reason(e, ST_ENOENT, "NO_DEVICE", "this node has no device %.80s", device);
-    }
-    o->n = bytes;
-    o->fn.alloc = fn;
-    o->arg = arg;
-    op_queue(o);
-    flush(t, true);
-    return ST_OK;
+    struct op o = {.kind = OP_ALLOC, .n = bytes, .fn.alloc = fn, .arg = arg};
+    return on_device(t, &o, device, e);
+}
+
+int tenant_usage(struct tenant *t, const char *device, tenant_usage_fn fn, void *arg, struct err *e)
+{
+    struct op o = {.kind = OP_USAGE, .fn.usage = fn, .arg = arg};
+    return on_device(t, &o, device, e);
 }
 
 bool tenant_slot(struct tenant *t, struct worker_slot *out)
@@ -361,49 +398,34 @@ void tenant_slot_put(struct tenant *t, const struct worker_slot *s)
 int tenant_write(struct tenant *t, uint64_t buffer, uint64_t off, const struct worker_slot *slot, uint32_t n,
                  tenant_done_fn fn, void *arg, struct err *e)
 {
-    struct op *o = NULL;
-    int rc = op_new(t, OP_WRITE, &o, e);
-    if (rc < 0)
-        return rc;
-    o->buffer = buffer;
-    o->off = off;
-    o->slot = *slot;
-    o->n = n;
-    o->fn.done = fn;
-    o->arg = arg;
-    op_queue(o);
-    flush(t, true);
-    return ST_OK;
+    return op_queue(
+        t,
+        &(struct op){
+            .kind = OP_WRITE, .buffer = buffer, .off = off, .slot = *slot, .n = n, .fn.done = fn, .arg = arg},
+        e);
 }
 
-int tenant_digest(struct tenant *t, uint64_t buffer, uint64_t n, tenant_digest_fn fn, void *arg,
+int tenant_read(struct tenant *t, uint64_t buffer, uint64_t off, const struct worker_slot *slot, uint32_t n,
+                tenant_done_fn fn, void *arg, struct err *e)
+{
+    return op_queue(
+        t,
+        &(struct op){
+            .kind = OP_READ, .buffer = buffer, .off = off, .slot = *slot, .n = n, .fn.done = fn, .arg = arg},
+        e);
+}
+
+int tenant_digest(struct tenant *t, uint64_t buffer, uint64_t off, uint64_t n, tenant_digest_fn fn, void *arg,
                   struct err *e)
 {
-    struct op *o = NULL;
-    int rc = op_new(t, OP_DIGEST, &o, e);
-    if (rc < 0)
-        return rc;
-    o->buffer = buffer;
-    o->n = n;
-    o->fn.digest = fn;
-    o->arg = arg;
-    op_queue(o);
-    flush(t, true);
-    return ST_OK;
+    return op_queue(
+        t, &(struct op){.kind = OP_DIGEST, .buffer = buffer, .off = off, .n = n, .fn.digest = fn, .arg = arg},
+        e);
 }
 
 int tenant_release(struct tenant *t, uint64_t buffer, tenant_done_fn fn, void *arg, struct err *e)
 {
-    struct op *o = NULL;
-    int rc = op_new(t, OP_RELEASE, &o, e);
-    if (rc < 0)
-        return rc;
-    o->buffer = buffer;
-    o->fn.done = fn;
-    o->arg = arg;
-    op_queue(o);
-    flush(t, true);
-    return ST_OK;
+    return op_queue(t, &(struct op){.kind = OP_RELEASE, .buffer = buffer, .fn.done = fn, .arg = arg}, e);
 }
 
 /* ---- what devices there are ---- */
@@ -531,10 +553,22 @@ int pool_new(struct pool **out, const struct pool_cfg *cfg, struct err *e)
     return ST_OK;
 }
 
-void pool_set_ops(struct pool *p, const struct pool_ops *ops, void *arg)
+void pool_join(struct pool *p, struct pool_user *u)
 {
-    p->ops = ops;
-    p->arg = arg;
+    struct pool_user **at = &p->users;
+    while (*at)
+        at = &(*at)->next;
+    u->next = NULL;
+    *at = u;
+}
+
+void pool_leave(struct pool *p, struct pool_user *u)
+{
+    for (struct pool_user **at = &p->users; *at; at = &(*at)->next)
+        if (*at == u) {
+            *at = u->next;
+            return;
+        }
 }
 
 void pool_free(struct pool *p)

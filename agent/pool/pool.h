@@ -1,10 +1,11 @@
 /*
- * Worker processes by principal: one is started when a principal first loads something and ended when it
- * holds nothing more. All device memory lives in them, so that one tenant cannot reach another's, and a fault
- * ends only its owner's. Loop thread only; completions never run inside the call that asked.
+ * Worker processes by principal, shared by all that keeps device memory for one: its layers and its sessions.
+ * One is started at a principal's first use and ended with the last one. All device memory lives in them, so
+ * that one tenant cannot reach another's, and a fault ends only its owner's. Loop thread only; completions
+ * never run inside the call that asked.
  */
-#ifndef STRATA_LAYERS_POOL_H
-#define STRATA_LAYERS_POOL_H
+#ifndef STRATA_POOL_POOL_H
+#define STRATA_POOL_POOL_H
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -37,15 +38,19 @@ struct pool_cfg {
     uint64_t cpu_memory_bytes; /* 0 = the worker's own choice */
 };
 
-struct pool_ops {
+/* One of those who use workers. Each hears of every tenant and looks after its own part of it. */
+struct pool_user {
     void (*on_slot)(struct tenant *t, void *arg); /* a slot is free after tenant_slot() said there is none */
     /* The worker is gone and with it all its buffers; its operations have completed with an error before. The
      * tenant stays valid while it is in use, but takes nothing more. */
     void (*on_died)(struct tenant *t, const char *why, void *arg);
+    void *arg;
+    struct pool_user *next; /* private */
 };
 
 int pool_new(struct pool **out, const struct pool_cfg *cfg, struct err *e) ST_CHECK;
-void pool_set_ops(struct pool *p, const struct pool_ops *ops, void *arg);
+void pool_join(struct pool *p, struct pool_user *u); /* borrowed until the pool is freed, or pool_leave() */
+void pool_leave(struct pool *p, struct pool_user *u);
 /* Ends every worker; operations in flight complete with ST_ECLOSED before it returns. No file thread may be
  * using a slot any more. NULL is fine. */
 void pool_free(struct pool *p);
@@ -70,10 +75,19 @@ void tenant_slot_put(struct tenant *t, const struct worker_slot *s);
 /* Writes the slot's first n bytes. On ST_OK the slot is the worker's and comes back by itself. */
 int tenant_write(struct tenant *t, uint64_t buffer, uint64_t off, const struct worker_slot *slot, uint32_t n,
                  tenant_done_fn fn, void *arg, struct err *e) ST_CHECK;
-/* SHA-256 of the buffer's first n bytes, read back from the device. */
-int tenant_digest(struct tenant *t, uint64_t buffer, uint64_t n, tenant_digest_fn fn, void *arg,
+/* Reads n bytes into the slot, which must be left alone until fn and stays the caller's to put back. */
+int tenant_read(struct tenant *t, uint64_t buffer, uint64_t off, const struct worker_slot *slot, uint32_t n,
+                tenant_done_fn fn, void *arg, struct err *e) ST_CHECK;
+/* SHA-256 of n bytes of the buffer, read back from the device. */
+int tenant_digest(struct tenant *t, uint64_t buffer, uint64_t off, uint64_t n, tenant_digest_fn fn, void *arg,
                   struct err *e) ST_CHECK;
-int tenant_pid(const struct tenant *t); /* 0 once the worker is gone */
 int tenant_release(struct tenant *t, uint64_t buffer, tenant_done_fn fn, void *arg, struct err *e) ST_CHECK;
+/* What the worker holds on the device; NULL unless rc is ST_OK. */
+typedef void (*tenant_usage_fn)(void *arg, int rc, const struct err *e, const struct worker_usage *u);
+int tenant_usage(struct tenant *t, const char *device, tenant_usage_fn fn, void *arg, struct err *e) ST_CHECK;
+int tenant_pid(const struct tenant *t);       /* 0 once the worker is gone */
+unsigned tenant_uses(const struct tenant *t); /* by all users together */
+/* Ends the worker; on_died follows. For one that does not let go of what it was told to free. */
+void tenant_kill(struct tenant *t);
 
 #endif
