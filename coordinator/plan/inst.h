@@ -121,15 +121,21 @@ int budget_chunk(struct budget *b) ST_CHECK;
 void budget_fini(struct budget *b);
 
 /* One objective over one instance. */
-enum prob_kind { PROB_LATENCY, PROB_BOTTLENECK, PROB_RATIO, PROB_EXCESS };
+enum prob_kind { PROB_LATENCY, PROB_BOTTLENECK, PROB_RATIO, PROB_EXCESS, PROB_MOVE };
 struct prob {
     const struct inst *in;
     enum prob_kind kind;
     double cap_bottleneck, cap_ratio; /* stages and hops above them are out; INFINITY = none */
+    const double *moved;              /* PROB_MOVE: d, l: weight bytes of [0, l) that d does not hold */
+    double per_second;                /* PROB_MOVE: bytes that a second of latency is worth */
 };
+static inline bool prob_is_sum(enum prob_kind k)
+{
+    return k != PROB_BOTTLENECK && k != PROB_RATIO;
+}
 static inline double prob_join(enum prob_kind k, double a, double b)
 {
-    if (k == PROB_LATENCY || k == PROB_EXCESS)
+    if (prob_is_sum(k))
         return a + b;
     return a > b ? a : b;
 }
@@ -142,6 +148,8 @@ static inline double prob_stage(const struct prob *p, size_t d, size_t a, size_t
         return bytes > cap ? bytes - cap : 0;
     if (bytes / cap > p->cap_ratio)
         return INFINITY;
+    if (p->kind == PROB_MOVE)
+        return p->moved[d * (p->in->L + 1) + b] - p->moved[d * (p->in->L + 1) + a] + p->per_second * run;
     return p->kind == PROB_RATIO ? bytes / cap : run;
 }
 static inline double prob_hop(const struct prob *p, size_t i, size_t j, double bytes)
@@ -150,6 +158,8 @@ static inline double prob_hop(const struct prob *p, size_t i, size_t j, double b
     double s = bytes / h->rate;
     if (!h->ok || s > p->cap_bottleneck)
         return INFINITY;
+    if (p->kind == PROB_MOVE)
+        return p->per_second * (h->half_rtt + s);
     return p->kind == PROB_LATENCY ? h->half_rtt + s : p->kind == PROB_BOTTLENECK ? s : 0;
 }
 /* Bytes that cross a cut before position l of a chain: 0 = from the client, L = back to it. */
