@@ -101,6 +101,8 @@ struct eval {
 int eval_run(const struct inst *in, const uint32_t *on, struct eval *out) ST_CHECK;
 void eval_fini(struct eval *ev);
 
+#define BUDGET_CHUNK ((size_t)2 << 20)
+
 /* Limits of one plan_solve, shared by its solver runs. */
 struct budget {
     const struct clock *clock;
@@ -108,21 +110,32 @@ struct budget {
     const atomic_bool *cancel;
     uint64_t states, work_left; /* work: a pool of the searches, each may take half of what is left */
     size_t memory_limit, table_bytes;
-    int stop; /* ST_OK, ST_ECANCELED, ST_EDEADLINE, ST_ELIMIT (work) */
+    double **chunk;               /* kept from one solver run to the next */
+    size_t n_chunks, chunk_bytes; /* of each, at most BUDGET_CHUNK; set by the first user */
+    int stop;                     /* ST_OK, ST_ECANCELED, ST_EDEADLINE, ST_ELIMIT (work) */
 };
 /* Counts n states; true = go on. Work is only limited where the caller says so. */
 bool budget_spend(struct budget *b, uint64_t n);
+/* One chunk more. ST_ELIMIT (memory limit), ST_ENOMEM. */
+int budget_chunk(struct budget *b) ST_CHECK;
+void budget_fini(struct budget *b);
 
 /* One objective over one instance. */
-enum prob_kind { PROB_LATENCY, PROB_BOTTLENECK, PROB_RATIO, PROB_EXCESS };
+enum prob_kind { PROB_LATENCY, PROB_BOTTLENECK, PROB_RATIO, PROB_EXCESS, PROB_MOVE };
 struct prob {
     const struct inst *in;
     enum prob_kind kind;
     double cap_bottleneck, cap_ratio; /* stages and hops above them are out; INFINITY = none */
+    const double *moved;              /* PROB_MOVE: d, l: weight bytes of [0, l) that d does not hold */
+    double per_second;                /* PROB_MOVE: bytes that a second of latency is worth */
 };
+static inline bool prob_is_sum(enum prob_kind k)
+{
+    return k != PROB_BOTTLENECK && k != PROB_RATIO;
+}
 static inline double prob_join(enum prob_kind k, double a, double b)
 {
-    if (k == PROB_LATENCY || k == PROB_EXCESS)
+    if (prob_is_sum(k))
         return a + b;
     return a > b ? a : b;
 }
@@ -135,6 +148,8 @@ static inline double prob_stage(const struct prob *p, size_t d, size_t a, size_t
         return bytes > cap ? bytes - cap : 0;
     if (bytes / cap > p->cap_ratio)
         return INFINITY;
+    if (p->kind == PROB_MOVE)
+        return p->moved[d * (p->in->L + 1) + b] - p->moved[d * (p->in->L + 1) + a] + p->per_second * run;
     return p->kind == PROB_RATIO ? bytes / cap : run;
 }
 static inline double prob_hop(const struct prob *p, size_t i, size_t j, double bytes)
@@ -143,6 +158,8 @@ static inline double prob_hop(const struct prob *p, size_t i, size_t j, double b
     double s = bytes / h->rate;
     if (!h->ok || s > p->cap_bottleneck)
         return INFINITY;
+    if (p->kind == PROB_MOVE)
+        return p->per_second * (h->half_rtt + s);
     return p->kind == PROB_LATENCY ? h->half_rtt + s : p->kind == PROB_BOTTLENECK ? s : 0;
 }
 /* Bytes that cross a cut before position l of a chain: 0 = from the client, L = back to it. */
@@ -155,8 +172,11 @@ struct solution {
     uint32_t *on;        /* L entries, the caller's */
     const char *solver;
 };
-/* Exact for chains that are not coupled, up to INST_EXACT_DEVICES devices. ST_ELIMIT = too large for it. */
+/* Exact for chains that are not coupled, up to INST_EXACT_DEVICES devices: sums (latency, excess) and largest
+ * values (bottleneck, ratio). ST_ELIMIT = too large for it. exact_solve picks the one for the objective. */
 int bitmask_solve(const struct prob *p, struct budget *b, struct solution *s) ST_CHECK;
+int reach_solve(const struct prob *p, struct budget *b, struct solution *s) ST_CHECK;
+int exact_solve(const struct prob *p, struct budget *b, struct solution *s) ST_CHECK;
 /* A quick beam for a first upper bound; on = L entries. INFINITY = found nothing, which proves nothing. */
 int search_quick(const struct prob *p, struct budget *b, unsigned width, uint32_t *on,
                  double *value) ST_CHECK;
@@ -173,6 +193,7 @@ int prob_solve(const struct prob *p, struct budget *b, struct solution *s) ST_CH
  * stage on e ending at m. Both D·(L+1) entries. Returns the least total.
  */
 double relax_run(const struct prob *p, double *before, double *after);
+double relax_before(const struct prob *p, double *before); /* the first table alone */
 /* Another bound, for PROB_BOTTLENECK and PROB_RATIO: the least value at which the longest runs of all devices
  * together are as long as the chain. 0 for other objectives. */
 double cover_bound(const struct prob *p);

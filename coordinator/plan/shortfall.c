@@ -30,7 +30,7 @@ static int ask(const struct inst *of, struct budget *b, unsigned rules, struct a
     int rc = inst_new(&a->in, of->c, of->m, of->r, rules, NULL, 0, b->memory_limit);
     if (rc < 0)
         return rc;
-    struct prob p = {a->in, PROB_EXCESS, INFINITY, INFINITY};
+    struct prob p = {.in = a->in, .kind = PROB_EXCESS, .cap_bottleneck = INFINITY, .cap_ratio = INFINITY};
     struct solution s = {.limit = INFINITY, .on = a->on = calloc(of->L, sizeof *a->on)};
     b->stop = ST_OK; /* a limit that was met before must not silence the reason */
     b->deadline_ns = 0;
