@@ -500,7 +500,8 @@ bool quic_conn_has_upcalls(const struct quic_conn *c)
 {
     if (c->state == QUIC_ST_HANDSHAKE)
         return c->secure;
-    return c->done_head || (c->state == QUIC_ST_UP && (!TAILQ_EMPTY(&c->ev) || !STAILQ_EMPTY(&c->drx)));
+    return c->done_head ||
+           (c->state == QUIC_ST_UP && (c->credit || !TAILQ_EMPTY(&c->ev) || !STAILQ_EMPTY(&c->drx)));
 }
 
 void quic_conn_upcalls(struct quic_conn *c)
@@ -521,6 +522,11 @@ void quic_conn_upcalls(struct quic_conn *c)
         s->in_ev = false;
         TAILQ_REMOVE(&c->ev, s, ev);
         quic_stream_upcalls(s);
+    }
+    if (c->state == QUIC_ST_UP && c->credit) { /* after the streams: what just ended made room, too */
+        c->credit = false;
+        if (c->ops->on_credit)
+            c->ops->on_credit(c, c->arg);
     }
 }
 

@@ -13,7 +13,7 @@ void quic_limits_control(struct quic_limits *l)
     *l = (struct quic_limits){
         .stream_window = 256 << 10,
         .conn_window = 1 << 20,
-        .max_streams = 64,
+        .max_streams = 128,
         .send_queue = 256 << 10,
         .max_conns = 4096,
         .max_conns_per_addr = 1024,

@@ -77,6 +77,9 @@ struct quic_conn_ops {
     void (*on_up)(struct quic_conn *c, void *arg);
     /* The peer opened a stream (bidirectional). Call quic_stream_set() here or it is reset. */
     void (*on_stream)(struct quic_conn *c, struct quic_stream *s, void *arg);
+    /* The peer allows more streams: quic_stream_open() that said ST_EAGAIN may be tried again. May be NULL.
+     */
+    void (*on_credit)(struct quic_conn *c, void *arg);
     void (*on_datagram)(struct quic_conn *c, const uint8_t *p, size_t n, uint64_t rx_ns,
                         void *arg); /* may be NULL */
     /* The last upcall. Comes after on_closed of every stream. A dialled connection that never came up gets it
@@ -88,13 +91,13 @@ struct quic_conn_ops {
 struct quic_limits {
     uint64_t stream_window, conn_window;         /* receive credit, bytes */
     uint64_t max_stream_window, max_conn_window; /* auto-tuning ceilings; 0 = fixed */
-    uint64_t max_streams;                        /* concurrent, opened by the peer */
-    size_t send_queue;                           /* per stream: quic_stream_write says ST_EAGAIN above it */
+    uint64_t max_streams; /* opened by the peer and not yet read and answered to their ends */
+    size_t send_queue;    /* per stream: quic_stream_write says ST_EAGAIN above it */
     unsigned max_conns, max_conns_per_addr, max_handshakes; /* beyond max_handshakes: Retry */
     uint64_t idle_ns, handshake_ns, keepalive_ns;           /* keepalive 0 = off (the dialler keeps alive) */
     size_t max_datagram_frame;                              /* 0 = datagrams off */
 };
-/* 256 KiB / 1 MiB windows, 64 streams, keepalive 5 s, idle 15 s, handshake 5 s. */
+/* 256 KiB / 1 MiB windows, 128 streams, keepalive 5 s, idle 15 s, handshake 5 s. */
 void quic_limits_control(struct quic_limits *l);
 /* 1 MiB windows tuned up to 4 MiB, for bulk transfers on a socket of their own. */
 void quic_limits_bulk(struct quic_limits *l);

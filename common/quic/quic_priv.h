@@ -34,6 +34,9 @@ enum {
     QUIC_WRITE_MAX = 16 << 20,
     QUIC_WINDOW_MAX = 8 << 20, /* ngtcp2 gives up a stream with more than 8000 lost frames queued */
     QUIC_COPY_CHUNK = 2048,
+    QUIC_EARLY_CREDIT = 16 << 10,
+    QUIC_LIVE_FACTOR =
+        4, /* streams of a peer in memory: so many times its limit, unacknowledged ends included */
     QUIC_RX_SEG = 32 << 10,
     QUIC_RX_JOIN = 64,
     QUIC_RX_POOL = 16, /* free segments kept by an endpoint: what one turn reads */
@@ -83,6 +86,7 @@ struct quic_stream {
     bool rx_told; /* on_readable ran and nobody has peeked since */
 
     bool local;       /* we opened it */
+    bool credited;    /* the peer may open another one in its place */
     bool gone;        /* ngtcp2 has closed it: its id must not be used any more */
     bool reset_local; /* quic_stream_reset() was called: only on_closed is left */
     bool reset_told;
@@ -141,8 +145,10 @@ struct quic_conn {
     bool secure;     /* the handshake is finished for us; the identity is still to be checked */
     bool told_up;    /* the application knows the connection */
     bool got_reset;  /* stateless reset */
+    bool credit;     /* the peer allows more streams */
     bool counted_hs; /* counts among the endpoint's unfinished handshakes */
     struct quic_stream_list streams, tx, ev;
+    unsigned nremote;    /* streams that the peer opened */
     uint64_t tx_backlog; /* bytes queued and not yet sent, all streams */
     struct quic_chunk *done_head, **done_tail;
     struct quic_dgram_list drx, dtx;

@@ -29,6 +29,7 @@ struct quic_stream *quic_stream_new(struct quic_conn *c, int64_t id, bool local)
     s->conn = c;
     s->id = id;
     s->local = local;
+    c->nremote += !local;
     TAILQ_INSERT_TAIL(&c->streams, s, all);
     return s;
 }
@@ -69,6 +70,29 @@ struct quic_conn *quic_stream_conn(struct quic_stream *s)
 int64_t quic_stream_id(const struct quic_stream *s)
 {
     return s->id;
+}
+
+/* ---- credit ---- */
+
+/* The peer may open another stream. */
+static void stream_credit(struct quic_stream *s)
+{
+    if (s->local || s->credited || s->conn->state > QUIC_ST_UP)
+        return;
+    s->credited = true;
+    ngtcp2_conn_extend_max_streams_bidi(s->conn->nc, 1);
+    quic_ep_dirty(s->conn);
+}
+
+/* A stream that is read and answered to its end needs no more work, only the peer's acknowledgement. Credit
+ * that waited for that would come a delayed acknowledgement late, and a peer at its limit has nothing else to
+ * send that would carry one. Who acknowledges nothing is stopped by the number of streams it holds, and long
+ * answers wait for their acknowledgement, so that he does not make us hold much. */
+static void maybe_credit(struct quic_stream *s)
+{
+    if (s->rx_fin && s->rx_len == 0 && s->fin_queued && quic_stream_queued(s) <= QUIC_EARLY_CREDIT &&
+        s->conn->nremote <= QUIC_LIVE_FACTOR * s->conn->ep->lim.max_streams)
+        stream_credit(s);
 }
 
 /* ---- receiving ---- */
@@ -206,6 +230,7 @@ void quic_stream_consume(struct quic_stream *s, size_t n)
             g->head = QUIC_RX_JOIN;
     }
     give_credit(s, n);
+    maybe_credit(s);
     if (s->gone && s->rx_len == 0)
         quic_stream_event(s, QUIC_EV_CLOSED);
 }
@@ -278,6 +303,7 @@ static void enqueued(struct quic_stream *s, size_t n, bool fin)
     s->conn->tx_backlog += n;
     s->fin_queued = fin;
     quic_stream_ready(s);
+    maybe_credit(s);
 }
 
 int quic_stream_write(struct quic_stream *s, const void *p, size_t n, bool fin)
@@ -430,10 +456,8 @@ static void stream_free(struct quic_stream *s)
     TAILQ_REMOVE(&c->streams, s, all);
     rx_drop(s);
     rx_release(s);
-    if (!s->local && c->state <= QUIC_ST_UP) { /* only now may the peer open another one */
-        ngtcp2_conn_extend_max_streams_bidi(c->nc, 1);
-        quic_ep_dirty(c);
-    }
+    stream_credit(s);
+    c->nremote -= !s->local;
     free(s);
 }
 

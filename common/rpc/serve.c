@@ -15,7 +15,7 @@ static void tell_cancelled(struct rpc_call *c)
 {
     if (c->ended)
         return;
-    c->ended = true;
+    rpc_call_ended(c);
     if (c->cancel_fn)
         c->cancel_fn(c, c->cancel_arg);
 }
@@ -28,7 +28,7 @@ static bool bulk_begun(const struct rpc_call *c)
 
 static void break_off(struct rpc_call *c, unsigned code)
 {
-    c->ended = true;
+    rpc_call_ended(c);
     rpc_call_reset(c, code ? code : 13);
 }
 
@@ -46,7 +46,7 @@ static void finish(struct rpc_call *c, unsigned code, const char *reason, const 
     st.code = code;
     st.reason = (char *)(reason ? reason : "");
     st.message = (char *)(text ? text : "");
-    c->ended = true;
+    rpc_call_ended(c);
     int rc = rpc_pack(&c->tail, FRAME_STATUS, &st.base);
     if (rc == ST_OK)
         rc = flush_tail(c);
@@ -131,7 +131,7 @@ void rpc_bulk_end(struct rpc_call *c)
         break_off(c, 13);
         return;
     }
-    c->ended = true;
+    rpc_call_ended(c);
     int rc = flush_tail(c);
     if (rc < 0 && rc != ST_EAGAIN)
         rpc_call_reset(c, 13);
