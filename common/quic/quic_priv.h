@@ -37,6 +37,7 @@ enum {
     QUIC_EARLY_CREDIT = 16 << 10,
     QUIC_LIVE_FACTOR =
         4, /* streams of a peer in memory: so many times its limit, unacknowledged ends included */
+    QUIC_RX_SMALL = 896, /* first segment of a call: from the allocator's quick lists */
     QUIC_RX_SEG = 32 << 10,
     QUIC_RX_JOIN = 64,
     QUIC_RX_POOL = 16, /* free segments kept by an endpoint: what one turn reads */

@@ -4,17 +4,8 @@
  */
 #include <assert.h>
 
+#include "common/base/asan.h"
 #include "common/quic/quic_priv.h"
-
-#ifdef __SANITIZE_ADDRESS__ /* who keeps bytes of a segment that was given back is caught as if it were      \
-                               freed */
-#include <sanitizer/asan_interface.h>
-#define POISON(p, n) ASAN_POISON_MEMORY_REGION(p, n)
-#define UNPOISON(p, n) ASAN_UNPOISON_MEMORY_REGION(p, n)
-#else
-#define POISON(p, n) ((void)0)
-#define UNPOISON(p, n) ((void)0)
-#endif
 
 static bool usable(const struct quic_stream *s)
 {
@@ -116,7 +107,7 @@ static void seg_free(struct quic_ep *ep, struct quic_seg *g)
         free(g);
         return;
     }
-    POISON(g->room, QUIC_RX_JOIN + g->cap);
+    ASAN_POISON(g->room, QUIC_RX_JOIN + g->cap);
     g->next = ep->segs;
     ep->segs = g;
     ep->nsegs++;
@@ -126,7 +117,7 @@ static struct quic_seg *seg_new(struct quic_ep *ep, size_t cap)
 {
     struct quic_seg *g = cap == QUIC_RX_SEG ? ep->segs : NULL;
     if (g) {
-        UNPOISON(g->room, QUIC_RX_JOIN + g->cap);
+        ASAN_UNPOISON(g->room, QUIC_RX_JOIN + g->cap);
         ep->segs = g->next;
         ep->nsegs--;
     } else if (!(g = malloc(sizeof *g + QUIC_RX_JOIN + cap))) {
@@ -174,7 +165,7 @@ int quic_stream_rx(struct quic_stream *s, const uint8_t *p, size_t n, bool fin)
         struct quic_seg *g = s->rx_tail;
         size_t room = g ? QUIC_RX_JOIN + g->cap - g->head - g->len : 0;
         if (!room) { /* a small call stays small */
-            if (!(g = seg_new(s->conn->ep, !s->rx && n <= QUIC_COPY_CHUNK ? QUIC_COPY_CHUNK : QUIC_RX_SEG)))
+            if (!(g = seg_new(s->conn->ep, !s->rx && n <= QUIC_RX_SMALL ? QUIC_RX_SMALL : QUIC_RX_SEG)))
                 return ST_ENOMEM;
             if (s->rx_tail)
                 s->rx_tail->next = g;
@@ -319,7 +310,7 @@ int quic_stream_write(struct quic_stream *s, const void *p, size_t n, bool fin)
         if (!s->cur)
             s->cur = k;
     } else if (n > 0) {
-        size_t cap = n < QUIC_COPY_CHUNK ? QUIC_COPY_CHUNK : n;
+        size_t cap = n < QUIC_COPY_CHUNK && !fin ? QUIC_COPY_CHUNK : n;
         if (!(k = malloc(sizeof *k + cap)))
             return ST_ENOMEM;
         *k = (struct quic_chunk){.len = n, .cap = cap};

@@ -8,7 +8,7 @@
 #include "common/rpc/rpc_priv.h"
 #include "strata/v1/rpc.pb-c.h"
 
-static void done(struct rpc_call *c, const uint8_t *digest)
+static void done(struct rpc_call *c, const struct rpc_status *st, const uint8_t *digest)
 {
     if (c->ended)
         return;
@@ -18,43 +18,47 @@ static void done(struct rpc_call *c, const uint8_t *digest)
         rpc_call_reset(c, 1);
     if (c->flags & RPC_UPLOAD && !c->upload_over && !c->reset)
         rpc_call_reset(c, 1); /* answered already: the rest of the bytes stays here */
-    c->ops->on_done(c, &c->st, digest, c->arg);
+    c->ops->on_done(c, st, digest, c->arg);
 }
 
 static void fail(struct rpc_call *c, unsigned code, const char *reason, const char *text)
 {
     if (c->ended)
         return;
-    rpc_status_set(&c->st, code, reason, text);
+    struct rpc_status st;
+    rpc_status_set(&st, code, reason, text);
     rpc_call_reset(c, code == 4 ? 4 : 1);
-    done(c, NULL);
+    done(c, &st, NULL);
 }
 
 static int take_status(struct rpc_call *c, const struct frame *f)
 {
+    struct rpc_arena arena;
+    struct rpc_status got;
     Strata__V1__CallStatus *st =
-        (Strata__V1__CallStatus *)rpc_unpack(&strata__v1__call_status__descriptor, f->p, f->n);
+        (Strata__V1__CallStatus *)rpc_unpack_in(&arena, &strata__v1__call_status__descriptor, f->p, f->n);
     if (!st)
         return ST_EPROTO;
     bool fits = st->code || !(c->flags & RPC_BULK); /* a transfer is well only if its digest is */
-    rpc_status_set(&c->st, st->code, st->reason, st->message);
-    protobuf_c_message_free_unpacked(&st->base, NULL);
+    rpc_status_set(&got, st->code, st->reason, st->message);
+    rpc_msg_free_in(&arena, &st->base);
     if (!fits)
         return ST_EPROTO;
-    done(c, NULL);
+    done(c, &got, NULL);
     return ST_OK;
 }
 
 static int take_message(struct rpc_call *c, const struct frame *f)
 {
-    ProtobufCMessage *m = rpc_unpack(c->reply, f->p, f->n);
+    struct rpc_arena arena;
+    ProtobufCMessage *m = rpc_unpack_in(&arena, c->reply, f->p, f->n);
     if (!m)
         return ST_EPROTO;
     if (c->flags & RPC_BULK)
         c->got_head = true;
     if (c->ops->on_message)
         c->ops->on_message(c, m, c->arg);
-    rpc_msg_free(m);
+    rpc_msg_free_in(&arena, m);
     return ST_OK;
 }
 
@@ -92,8 +96,9 @@ static void take_bulk(struct rpc_call *c)
         fail(c, rc == ST_EINTERNAL ? 13 : 15, rpc_raw_reason(rc), rpc_raw_text(rc));
         return;
     }
-    rpc_status_set(&c->st, 0, "", "");
-    done(c, c->digest);
+    struct rpc_status ok;
+    rpc_status_set(&ok, 0, "", "");
+    done(c, &ok, c->digest);
 }
 
 static void on_readable(struct quic_stream *st, void *arg)
@@ -138,12 +143,13 @@ void rpc_out_lost(struct rpc_call *c)
 {
     if (c->ended)
         return;
+    struct rpc_status st;
     if (c->canceled)
-        rpc_status_set(&c->st, 1, "CANCELLED", "cancelled");
+        rpc_status_set(&st, 1, "CANCELLED", "cancelled");
     else
-        rpc_status_set(&c->st, 14, "CONNECTION_LOST", "the connection was lost before the answer");
+        rpc_status_set(&st, 14, "CONNECTION_LOST", "the connection was lost before the answer");
     rpc_call_reset(c, 1);
-    done(c, NULL);
+    done(c, &st, NULL);
 }
 
 static void on_closed(struct quic_stream *st, void *arg)
@@ -273,7 +279,6 @@ int rpc_call(struct rpc_call **out, struct rpc_session *s, const ProtobufCServic
                        : rc == ST_ELIMIT ? "the request is larger than a message may be"
                                          : status_name(rc));
     }
-    snprintf(c->name, sizeof c->name, "%s.%s", svc->short_name, method);
     uint64_t t = o && o->timeout_ns ? o->timeout_ns : RPC_DEFAULT_TIMEOUT_NS, now = clock_ns(s->cfg.clock);
     if (rpc_deadline_set(c, t > UINT64_MAX - now ? UINT64_MAX : now + t) < 0)
         rpc_cancel(c);

@@ -14,6 +14,7 @@ struct event;
 struct rpc_entry { /* a method that can be served */
     const struct rpc_method *m;
     const ProtobufCMessageDescriptor *in, *out;
+    char name[96]; /* "Jobs.Submit" */
 };
 struct rpc_table {
     struct rpc_entry *v; /* sorted by service, method */
@@ -58,10 +59,8 @@ struct rpc_call {
     bool resumed;  /* bulk, upload: reading goes on at the next timer */
     bool upload_over; /* upload: all its bytes were read, or written */
     struct buf tail;  /* a STATUS that the full send queue did not take yet */
-    struct rpc_status st;
     struct frame_dec dec;
     unsigned flags;
-    char name[96];
     /* inbound */
     const struct rpc_entry *entry;
     char request_id[80];
@@ -123,5 +122,13 @@ void rpc_upload_read(struct rpc_call *c);  /* what has arrived of an inbound upl
 int rpc_pack(struct buf *b, enum frame_kind kind, const ProtobufCMessage *msg) ST_CHECK;
 ProtobufCMessage *rpc_unpack(const ProtobufCMessageDescriptor *d, const uint8_t *p, size_t n);
 void rpc_msg_free(ProtobufCMessage *m);
+/* For a message that is gone before the arena, which lies on the stack: small ones cost no allocation. */
+struct rpc_arena {
+    size_t used;
+    _Alignas(16) uint8_t room[1024];
+};
+ProtobufCMessage *rpc_unpack_in(struct rpc_arena *arena, const ProtobufCMessageDescriptor *d,
+                                const uint8_t *p, size_t n);
+void rpc_msg_free_in(struct rpc_arena *arena, ProtobufCMessage *m);
 
 #endif
