@@ -216,7 +216,7 @@ int quic_conn_accept(struct quic_ep *ep, const struct quic_addr *local, const st
                                               &quic_server_callbacks, &st, &tp, NULL, c) != 0)
         rc = ST_ENOMEM;
     if (rc < 0 || (rc = quic_conn_cid_add(c, &scid)) < 0 || (rc = quic_conn_cid_add(c, &hd->dcid)) < 0 ||
-        (rc = quic_ep_addr_count(ep, remote, 1)) < 0)
+        (rc = quic_ep_addr_count(ep, remote, 1, 1)) < 0)
         goto fail;
     ngtcp2_conn_set_tls_native_handle(c->nc, c->octx);
     c->counted_hs = true;
@@ -473,6 +473,7 @@ static void handshake_over(struct quic_conn *c)
         return;
     c->counted_hs = false;
     c->ep->handshakes--;
+    (void)!quic_ep_addr_count(c->ep, &c->remote, 0, -1); /* a key that is there needs no memory */
 }
 
 static void come_up(struct quic_conn *c)
@@ -589,7 +590,7 @@ void quic_conn_bury(struct quic_conn *c)
         c->ops->on_closed(c, &c->why, c->arg);
     if (c->server) {
         ep->naccepted--;
-        (void)quic_ep_addr_count(ep, &c->remote, -1);
+        (void)!quic_ep_addr_count(ep, &c->remote, -1, 0);
     }
     conn_free(c);
 }

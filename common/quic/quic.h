@@ -93,9 +93,10 @@ struct quic_limits {
     uint64_t max_stream_window, max_conn_window; /* auto-tuning ceilings; 0 = fixed */
     uint64_t max_streams; /* opened by the peer and not yet read and answered to their ends */
     size_t send_queue;    /* per stream: quic_stream_write says ST_EAGAIN above it */
-    unsigned max_conns, max_conns_per_addr, max_handshakes; /* beyond max_handshakes: Retry */
-    uint64_t idle_ns, handshake_ns, keepalive_ns;           /* keepalive 0 = off (the dialler keeps alive) */
-    size_t max_datagram_frame;                              /* 0 = datagrams off */
+    unsigned max_conns, max_conns_per_addr;
+    unsigned max_handshakes; /* at once: beyond it Retry, beyond 4 times it silence; one address has 1 time */
+    uint64_t idle_ns, handshake_ns, keepalive_ns; /* keepalive 0 = off (the dialler keeps alive) */
+    size_t max_datagram_frame;                    /* 0 = datagrams off */
 };
 /* 256 KiB / 1 MiB windows, 128 streams, keepalive 5 s, idle 15 s, handshake 5 s. */
 void quic_limits_control(struct quic_limits *l);

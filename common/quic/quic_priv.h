@@ -234,8 +234,13 @@ void quic_ep_token_del(struct quic_ep *ep, const uint8_t token[NGTCP2_STATELESS_
 /* Gives datagrams to the link, or holds them if it is blocked. Only when !held.on. */
 void quic_ep_send(struct quic_ep *ep, const struct quic_addr *local, const struct quic_addr *remote,
                   uint8_t ecn, const uint8_t *p, size_t n, size_t gso);
-bool quic_ep_log_ok(struct quic_ep *ep);                                       /* peer-triggered lines */
-int quic_ep_addr_count(struct quic_ep *ep, const struct quic_addr *a, int by); /* new count, or ST_ENOMEM */
+bool quic_ep_log_ok(struct quic_ep *ep); /* peer-triggered lines */
+/* What one address holds: connections, and those of them that are not up yet. */
+struct quic_addr_use {
+    uint32_t conns, handshakes;
+};
+struct quic_addr_use quic_ep_addr_use(struct quic_ep *ep, const struct quic_addr *a);
+int quic_ep_addr_count(struct quic_ep *ep, const struct quic_addr *a, int conns, int handshakes) ST_CHECK;
 
 /* stateless.c: answers that need no connection */
 void quic_send_version_negotiation(struct quic_ep *ep, const struct quic_addr *local,
