@@ -26,7 +26,8 @@ static int one_identity(struct tls_ca *ca, const char *dir, enum tls_kind kind, 
     snprintf(key, sizeof key, "%s/%s.key", dir, file);
     snprintf(root, sizeof root, "%s/ca.crt", dir);
     int rc = tls_ca_issue(ca, &w, crt, key, e);
-    struct tls_cfg cfg = {root, crt, key, "bench.example"};
+    struct tls_cfg cfg = {
+        .ca_file = root, .cert_file = crt, .key_file = key, .trust_domain = "bench.example"};
     return rc < 0 ? rc : tls_ctx_new(out, &cfg, clock_system(), e);
 }
 

@@ -68,8 +68,11 @@ static int load_tls(struct strata_client *c, const char *dir, struct err *e)
     if (fs_join(ca, sizeof ca, dir, "ca.crt") < 0 || fs_join(crt, sizeof crt, dir, "client.crt") < 0 ||
         fs_join(key, sizeof key, dir, "client.key") < 0)
         return err_set(e, ST_ELIMIT, "path too long: %s", dir);
-    return tls_ctx_new(&c->tls, &(struct tls_cfg){ca, crt, key, c->settings->trust_domain}, clock_system(),
-                       e);
+    return tls_ctx_new(
+        &c->tls,
+        &(struct tls_cfg){
+            .ca_file = ca, .cert_file = crt, .key_file = key, .trust_domain = c->settings->trust_domain},
+        clock_system(), e);
 }
 
 /* ---- loop ---- */

@@ -10,7 +10,8 @@
 
 static const char *kind_word(enum tls_kind k)
 {
-    return k == TLS_COORDINATOR ? "the coordinator" : k == TLS_NODE ? "a node" : "a user";
+    static const char *const word[] = {"the coordinator", "a node", "a user", "nobody in particular"};
+    return word[k];
 }
 
 static const char *who(const struct quic_conn *c, char buf[64])
@@ -132,7 +133,8 @@ static void conn_free(struct quic_conn *c)
 
 static int make_ssl(struct quic_conn *c)
 {
-    static const uint8_t alpn[] = "\x08" TLS_ALPN;
+    unsigned alpn_len;
+    const unsigned char *alpn = tls_ctx_alpn(c->tls, &alpn_len);
     c->ssl = SSL_new(c->server ? tls_ctx_server(c->tls) : tls_ctx_client(c->tls));
     if (!c->ssl || ngtcp2_crypto_ossl_ctx_new(&c->octx, c->ssl) != 0)
         return ST_ENOMEM;
@@ -145,7 +147,7 @@ static int make_ssl(struct quic_conn *c)
         SSL_set_accept_state(c->ssl);
     else
         SSL_set_connect_state(c->ssl);
-    if (!c->server && SSL_set_alpn_protos(c->ssl, alpn, sizeof alpn - 1) != 0)
+    if (!c->server && SSL_set_alpn_protos(c->ssl, alpn, alpn_len) != 0)
         return ST_ENOMEM;
     return ST_OK;
 }

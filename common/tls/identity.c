@@ -93,20 +93,23 @@ static int only_uri(X509 *cert, char *out, size_t cap)
     return found == 1 ? ST_OK : ST_ETRUST;
 }
 
-int tls_identity_of(X509 *cert, struct tls_identity *out, struct err *e)
+int tls_spki_sha256(const X509 *cert, uint8_t out[32])
 {
-    char uri[256];
-    if (only_uri(cert, uri, sizeof uri) < 0)
-        return err_reason(e, ST_ETRUST, "NO_IDENTITY",
-                          "the certificate does not carry exactly one SPIFFE id as URI name");
-    if (tls_identity_parse(uri, out, e) < 0)
-        return e ? e->code = ST_ETRUST : ST_ETRUST;
     unsigned char *der = NULL;
     int n = i2d_X509_PUBKEY(X509_get_X509_PUBKEY(cert), &der);
     if (n <= 0)
-        return err_set(e, ST_ETRUST, "the certificate's key cannot be read");
-    SHA256(der, (size_t)n, out->spki_sha256);
+        return ST_ETRUST;
+    SHA256(der, (size_t)n, out);
     OPENSSL_free(der);
+    return ST_OK;
+}
+
+int tls_identity_facts(X509 *cert, struct tls_identity *out, struct err *e)
+{
+    unsigned n = 32;
+    if (tls_spki_sha256(cert, out->spki_sha256) < 0 ||
+        X509_digest(cert, EVP_sha256(), out->cert_sha256, &n) != 1)
+        return err_reason(e, ST_ETRUST, "MALFORMED", "the certificate's key cannot be read");
     const ASN1_INTEGER *sn = X509_get0_serialNumber(cert);
     int sl = ASN1_STRING_length((const ASN1_STRING *)sn);
     if (sl > 0 && sl <= 20)
@@ -114,4 +117,16 @@ int tls_identity_of(X509 *cert, struct tls_identity *out, struct err *e)
     out->not_before_us = asn1_us(X509_get0_notBefore(cert));
     out->not_after_us = asn1_us(X509_get0_notAfter(cert));
     return ST_OK;
+}
+
+int tls_identity_of(X509 *cert, struct tls_identity *out, struct err *e)
+{
+    char uri[256];
+    *out = (struct tls_identity){0};
+    if (only_uri(cert, uri, sizeof uri) < 0)
+        return err_reason(e, ST_ETRUST, "NO_IDENTITY",
+                          "the certificate does not carry exactly one SPIFFE id as URI name");
+    if (tls_identity_parse(uri, out, e) < 0)
+        return e ? e->code = ST_ETRUST : ST_ETRUST;
+    return tls_identity_facts(cert, out, e);
 }

@@ -475,19 +475,23 @@ static void refused_peer(struct net *n, struct tls_ctx *server, struct tls_ctx *
 static void test_foreign_ca(void **state)
 {
     struct net n;
-    struct pki other;
+    struct pki other, twin;
     (void)state;
     pki_open_as(&other, "other.example");
+    pki_open(&twin);
     struct tls_ctx *both = pki_ctx_trusting(&simnet_pki, TLS_COORDINATOR, NULL, &other);
-    struct tls_ctx *stranger = pki_ctx_trusting(&other, TLS_NODE, "dione", &simnet_pki);
+    struct tls_ctx *stranger = pki_ctx_trusting(&twin, TLS_NODE, "dione", &simnet_pki);
+    struct tls_ctx *abroad = pki_ctx_trusting(&other, TLS_NODE, "dione", &simnet_pki);
     struct tls_ctx *foreign = pki_ctx(&other, TLS_NODE, "dione");
     refused_peer(&n, simnet_coord, foreign, 0, "UNKNOWN_CA", "");
     refused_peer(&n, simnet_coord, stranger, 1, "UNKNOWN_CA", "certificate");
-    refused_peer(&n, both, stranger, 1, "FOREIGN_TRUST_DOMAIN", "trust domain");
+    refused_peer(&n, both, abroad, 0, "FOREIGN_TRUST_DOMAIN", "");
     tls_ctx_unref(both);
+    tls_ctx_unref(abroad);
     tls_ctx_unref(stranger);
     tls_ctx_unref(foreign);
     pki_close(&other);
+    pki_close(&twin);
 }
 
 static void test_retry(void **state)

@@ -54,7 +54,10 @@ static int load(struct env *v, const char *cert, const char *key, const char *do
                 struct err *e)
 {
     char c[160], k[160], a[160];
-    struct tls_cfg cfg = {path(a, v->ca, "ca.crt"), path(c, v->dir, cert), path(k, v->dir, key), domain};
+    struct tls_cfg cfg = {.ca_file = path(a, v->ca, "ca.crt"),
+                          .cert_file = path(c, v->dir, cert),
+                          .key_file = path(k, v->dir, key),
+                          .trust_domain = domain};
     *e = (struct err){0};
     return tls_ctx_new(out, &cfg, clock_system(), e);
 }
