@@ -97,6 +97,7 @@ struct quic_limits {
     unsigned max_handshakes; /* at once: beyond it Retry, beyond 4 times it silence; one address has 1 time */
     uint64_t idle_ns, handshake_ns, keepalive_ns; /* keepalive 0 = off (the dialler keeps alive) */
     size_t max_datagram_frame;                    /* 0 = datagrams off */
+    size_t max_packet;                            /* UDP payload we send at most; 0 = what the path takes */
 };
 /* 256 KiB / 1 MiB windows, 128 streams, keepalive 5 s, idle 15 s, handshake 5 s. */
 void quic_limits_control(struct quic_limits *l);
