@@ -59,6 +59,7 @@ int quic_ep_new(struct quic_ep **out, const struct quic_ep_cfg *cfg, struct err 
     struct quic_ep *ep = calloc(1, sizeof *ep);
     if (!ep)
         return err_set(e, ST_ENOMEM, "no memory for a QUIC endpoint");
+    (void)ngtcp2_crypto_ossl_init(); /* looks algorithms up once instead of for each connection */
     ep->clock = cfg->clock;
     ep->rng = cfg->rng;
     ep->log = cfg->log;

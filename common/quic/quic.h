@@ -97,6 +97,7 @@ struct quic_limits {
     unsigned max_handshakes; /* at once: beyond it Retry, beyond 4 times it silence; one address has 1 time */
     uint64_t idle_ns, handshake_ns, keepalive_ns; /* keepalive 0 = off (the dialler keeps alive) */
     size_t max_datagram_frame;                    /* 0 = datagrams off */
+    size_t max_packet;                            /* UDP payload we send at most; 0 = what the path takes */
 };
 /* 256 KiB / 1 MiB windows, 128 streams, keepalive 5 s, idle 15 s, handshake 5 s. */
 void quic_limits_control(struct quic_limits *l);
@@ -176,7 +177,8 @@ struct quic_stream_ops {
     /* Bytes or FIN arrived since the last read. Not called again until quic_stream_peek() returned all there
      * was. */
     void (*on_readable)(struct quic_stream *s, void *arg);
-    /* The send queue fell below a quarter of its limit after a write said ST_EAGAIN. May be NULL. */
+    /* The send queue fell below three quarters of its limit after a write said ST_EAGAIN: early, so that
+     * bytes which cost time to make are ready before the queue runs dry. May be NULL. */
     void (*on_writable)(struct quic_stream *s, void *arg);
     /* The peer reset its sending side, or asked us to stop sending (noticed when we send, or when both sides
      * are over; code 0 when it is not known yet). Unread bytes are dropped after it. May be NULL. */

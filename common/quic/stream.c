@@ -389,7 +389,7 @@ void quic_stream_acked(struct quic_stream *s, uint64_t upto)
             s->tail = NULL;
         retire(s, k);
     }
-    if (s->want_write && quic_stream_queued(s) < s->conn->ep->lim.send_queue / 4) {
+    if (s->want_write && quic_stream_queued(s) < s->conn->ep->lim.send_queue * 3 / 4) {
         s->want_write = false;
         quic_stream_event(s, QUIC_EV_WRITABLE);
     }
