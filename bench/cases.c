@@ -59,6 +59,8 @@ const struct bench_case bench_cases[] = {
     {"rpc", "handshakes-wall-8-in-flight", "1/s", TLS, AIM_NONE, 0},
     {"rpc", "bulk-goodput-one-stream", "Gb/s", TLS, AIM_RATIO_MIN, 0.85},
     {"rpc", "bulk-goodput-one-stream-tcp", "Gb/s", TCP, AIM_NONE, 0},
+    {"rpc", "bulk-goodput-with-digest", "Gb/s", TLS " with SHA-256", AIM_NONE, 0},
+    {"rpc", "bulk-goodput-1452B-datagrams", "Gb/s", TLS, AIM_NONE, 0},
     {"rpc", "memory-per-idle-connection", "kB", TLS, AIM_OURS_MAX, 72},
     {"rpc", "memory-per-idle-connection-tcp", "kB", TCP, AIM_NONE, 0},
     {"rpc", "call-p99-under-bulk", "us", TLS, AIM_OURS_MAX, 1000},

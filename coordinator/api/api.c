@@ -13,6 +13,8 @@
 #include "strata/v1/policies.pb-c.h"
 #include "strata/v1/sessions.pb-c.h"
 
+#define MAX_INBOUND_CALLS 128 /* as many streams as a control endpoint lets a peer have */
+
 static const struct rpc_method methods[] = {
     {"strata.v1.Nodes", "Hello", RPC_UNARY, api_nodes_hello},
     {"strata.v1.Nodes", "Heartbeat", RPC_UNARY, api_nodes_heartbeat},
@@ -174,8 +176,11 @@ static void on_up(struct quic_conn *conn, void *arg)
 {
     struct coord *c = arg;
     struct coord_session *s = calloc(1, sizeof *s);
-    const struct rpc_cfg rc = {
-        .base = c->base, .clock = c->clock, .log = &c->log, .table = c->table, .max_inbound_calls = 64};
+    const struct rpc_cfg rc = {.base = c->base,
+                               .clock = c->clock,
+                               .log = &c->log,
+                               .table = c->table,
+                               .max_inbound_calls = MAX_INBOUND_CALLS};
     if (!s || rpc_accept(&s->rpc, &rc, conn, &session_ops, s) < 0) {
         free(s);
         quic_conn_close(conn, 0x10d, "out of memory");
