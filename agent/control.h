@@ -17,6 +17,7 @@ struct control_ops {
     void (*fill_hello)(Strata__V1__HelloRequest *req, void *arg);
     void (*fill_heartbeat)(Strata__V1__HeartbeatRequest *req, void *arg);
     void (*on_registered)(const Strata__V1__HelloReply *reply, void *arg);
+    void (*on_heartbeat)(const Strata__V1__HeartbeatReply *reply, void *arg);
     void (*on_lost)(const char *why, void *arg); /* was registered, is no longer; dialling goes on */
 };
 
@@ -40,6 +41,8 @@ void control_hello_again(struct control *c);
  * after the endpoint is gone. */
 void control_close(struct control *c);
 void control_free(struct control *c); /* NULL is fine; after the endpoint and the file threads are freed */
+/* The session the agent is registered on. NULL when it is not. */
+struct rpc_session *control_session(const struct control *c);
 uint64_t control_epoch(const struct control *c); /* 0 = not registered */
 
 /* How long to wait before the nth dial after a loss: uniform in [0, min(15 s, 0.1 s × 2^n)]. */

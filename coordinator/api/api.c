@@ -10,6 +10,7 @@
 #include "strata/v1/jobs.pb-c.h"
 #include "strata/v1/nodes.pb-c.h"
 #include "strata/v1/plans.pb-c.h"
+#include "strata/v1/spool.pb-c.h"
 
 static const struct rpc_method methods[] = {
     {"strata.v1.Nodes", "Hello", RPC_UNARY, api_nodes_hello},
@@ -26,14 +27,16 @@ static const struct rpc_method methods[] = {
     {"strata.v1.Plans", "Show", RPC_UNARY, api_plans_show},
     {"strata.v1.Audit", "Query", RPC_UNARY, api_audit_query},
     {"strata.v1.Audit", "Tail", RPC_SERVER_STREAM, api_audit_tail},
+    {"strata.v1.Spool", "Push", RPC_UNARY, api_spool_push},
 };
 
 int api_table_new(struct coord *c, struct err *e)
 {
     const ProtobufCServiceDescriptor *const services[] = {
         &strata__v1__nodes__descriptor, &strata__v1__jobs__descriptor, &strata__v1__plans__descriptor,
-        &strata__v1__audit__descriptor};
-    return rpc_table_new(&c->table, services, 4, methods, sizeof methods / sizeof *methods, c, e);
+        &strata__v1__audit__descriptor, &strata__v1__spool__descriptor};
+    return rpc_table_new(&c->table, services, sizeof services / sizeof *services, methods,
+                         sizeof methods / sizeof *methods, c, e);
 }
 
 /* ---- rights ---- */

@@ -74,5 +74,6 @@ int ctl_job_cancel(struct ctl *c, int argc, char **argv);
 int ctl_audit_tail(struct ctl *c, int argc, char **argv);
 int ctl_audit_query(struct ctl *c, int argc, char **argv);
 int ctl_audit_verify(struct ctl *c, int argc, char **argv);
+int ctl_audit_export(struct ctl *c, int argc, char **argv);
 
 #endif
