@@ -122,7 +122,7 @@ def audit(jid):
     check({r[0] for r in spooled} == {"n1", "n2", "n3"} and len(set(spooled)) == len(spooled),
           "what agents recorded themselves arrived, once each")
     seen = 0
-    for root, _, files in os.walk(f"{work}/c"):
+    for root, _, files in os.walk(work):
         for f in files:
             if f == "audit.witness":
                 w = strata("audit", "verify", "--file", db, "--head", os.path.join(root, f))
