@@ -129,6 +129,15 @@ def audit(jid):
                 check(w["whole"] and w["witnessed_heads"] > 0, "the heads that an agent kept are in the chain")
                 seen += 1
     check(seen > 0, "agents kept heads of the audit chain")
+    secrets = []
+    for root, _, files in os.walk(work):
+        for f in files:
+            if f.endswith(".key"):
+                raw = open(os.path.join(root, f), "rb").read()
+                secrets += [line for line in raw.split(b"\n") if len(line) >= 32 and b"-----" not in line]
+    rows = strata("audit", "export", "--file", db, parse=False).stdout
+    check(len(secrets) >= 5 and b"PRIVATE KEY" not in rows and not any(s in rows for s in secrets),
+          f"no row holds any of {len(secrets)} lines of secret keys")
     out = f"{work}/export.db"
     strata("audit", "export", "--file", db, "--format", "sqlite", "--out", out, parse=False)
     check(sqlite3.connect(out).execute("select count(*) from audit").fetchone()[0] == n, "the export has every row")
