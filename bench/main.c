@@ -12,6 +12,7 @@ static const struct {
     {"gpu", bench_gpu},
     {"rpc", bench_rpc},
     {"access", bench_access},
+    {"audit", bench_audit},
 };
 
 static int usage(FILE *to)

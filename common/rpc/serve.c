@@ -164,6 +164,7 @@ static int take_header(struct rpc_call *c, const struct frame *f)
         const char *dot = strrchr(h->service, '.');
         snprintf(c->name, sizeof c->name, "%s.%s", dot ? dot + 1 : h->service, h->method);
         c->flags = c->entry->m->flags;
+    }
     uint64_t now = clock_ns(c->s->cfg.clock);
     int rc = ST_OK;
     if (!c->entry)

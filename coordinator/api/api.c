@@ -12,6 +12,7 @@
 #include "strata/v1/plans.pb-c.h"
 #include "strata/v1/policies.pb-c.h"
 #include "strata/v1/sessions.pb-c.h"
+#include "strata/v1/spool.pb-c.h"
 
 #define MAX_INBOUND_CALLS 128 /* as many streams as a control endpoint lets a peer have */
 
@@ -42,13 +43,15 @@ static const struct rpc_method methods[] = {
     {"strata.v1.Sessions", "Report", RPC_UNARY, api_sessions_report},
     {"strata.v1.Audit", "Query", RPC_UNARY, api_audit_query},
     {"strata.v1.Audit", "Tail", RPC_SERVER_STREAM, api_audit_tail},
+    {"strata.v1.Spool", "Push", RPC_UNARY, api_spool_push},
 };
 
 int api_table_new(struct coord *c, struct err *e)
 {
     const ProtobufCServiceDescriptor *const services[] = {
         &strata__v1__nodes__descriptor, &strata__v1__jobs__descriptor,     &strata__v1__plans__descriptor,
-        &strata__v1__audit__descriptor, &strata__v1__policies__descriptor, &strata__v1__sessions__descriptor};
+        &strata__v1__audit__descriptor, &strata__v1__policies__descriptor, &strata__v1__sessions__descriptor,
+        &strata__v1__spool__descriptor};
     return rpc_table_new(&c->table, services, sizeof services / sizeof(*services), methods,
                          sizeof methods / sizeof *methods, c, e);
 }

@@ -44,6 +44,9 @@ struct coord {
     struct policy_op *policy_ops; /* changes of policies, one after the other */
     bool recheck_jobs;            /* a job that lost its right could not be stopped yet */
     bool stopping;                /* the store is closed: what completes now starts nothing */
+    struct audit_key *audit_key;
+    struct audit_reader *audit_reader; /* the offload thread's, opened at the first query */
+    struct map *spools;   /* node → what was taken of its audit spool, owned */
     struct coord_session *sessions;
     struct coord_watch *watches;
     char audit_path[1024];
@@ -72,6 +75,10 @@ void api_job_changed(void *ctx, const struct job *j);
 
 /* Ages leases; call it every quarter of a heartbeat. */
 void api_tick(struct coord *c);
+
+/* What was taken of a node's audit spool before; before store_start. */
+int api_spool_load(struct coord *c, const char *node, struct err *e) ST_CHECK;
+void api_spool_free(struct coord *c);
 
 /* ---- between the files of this room ---- */
 
@@ -121,6 +128,7 @@ void api_sessions_close(struct rpc_call *call, const ProtobufCMessage *req, void
 void api_sessions_kill(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_sessions_list(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_sessions_report(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_spool_push(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_audit_query(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_audit_tail(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 

@@ -97,7 +97,8 @@ static const struct command {
     {"user", "revoke", ctl_user_revoke, "take a user's rights away"},
     {"audit", "tail", ctl_audit_tail, "the latest audit rows; -f follows"},
     {"audit", "query", ctl_audit_query,
-     "audit rows by time, principal, type, node, device, job, severity, result"},
+     "audit rows by time, principal, type, node, device, job, session, severity, result, text"},
+    {"audit", "export", ctl_audit_export, "audit rows as JSON lines, CSV or an SQLite file"},
     {"audit", "verify", ctl_audit_verify, "check the hash chain of an audit file, offline"},
 };
 #define NCOMMANDS (sizeof commands / sizeof *commands)
