@@ -31,7 +31,8 @@ struct rpc_session {
     struct event *timer;
     struct rpc_call *calls; /* doubly linked */
     unsigned inbound;
-    bool up, closed;
+    bool up, closed, draining;
+    char drained[80]; /* the reason to give */
 };
 
 struct rpc_call {

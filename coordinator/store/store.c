@@ -38,6 +38,9 @@ static const char *const schema_steps[] = {
     "CREATE INDEX request_created ON request(created_us);"
     /* AUTOINCREMENT: a sequence is never given out twice, also when the rows before it are gone. */
     "CREATE TABLE outbox(seq INTEGER PRIMARY KEY AUTOINCREMENT, event BLOB NOT NULL) STRICT;",
+    /* 1 → 2: tokens, certificates, revocations, pins */
+    "CREATE TABLE trust(kind TEXT NOT NULL, id TEXT NOT NULL, doc BLOB NOT NULL, updated_us INTEGER NOT NULL,"
+    " PRIMARY KEY(kind, id)) STRICT, WITHOUT ROWID;",
 };
 
 const struct db_kind store_db_kind = {
