@@ -12,24 +12,13 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
-#include "agent/gpu/gpu_priv.h"
+#include "agent/gpu/cpu_priv.h"
 #include "common/base/clock.h"
 #include "common/base/fs.h"
 #include "common/base/map.h"
 #include "common/base/str.h"
 
 #define HUGE_BYTES (2ull << 20)
-#define MAX_THREADS 64
-
-struct cpu_mem {
-    uint8_t *base, *data; /* base: the mapping; data: the aligned buffer in it */
-    uint64_t mapped;
-};
-
-struct cpu_dev {
-    unsigned threads; /* for measurements */
-};
-
 /* The value of the first "model name" line, or a plain word. */
 static void cpu_name(char *out, size_t cap)
 {
@@ -105,7 +94,7 @@ static int cpu_open(void **dev, void *ctx, size_t index, const struct gpu_info *
     struct cpu_dev *d = calloc(1, sizeof *d);
     if (!d)
         return err_set(e, ST_ENOMEM, "%s: no memory to open the device", info->id);
-    d->threads = info->compute_units < MAX_THREADS ? info->compute_units : MAX_THREADS;
+    d->threads = info->compute_units < CPU_MAX_THREADS ? info->compute_units : CPU_MAX_THREADS;
     *dev = d;
     return ST_OK;
 }
@@ -162,6 +151,14 @@ static int cpu_copy_out(void *dev, void *mem, uint64_t off, void *dst, uint64_t 
 {
     (void)dev, (void)e;
     memcpy(dst, ((struct cpu_mem *)mem)->data + off, len);
+    return ST_OK;
+}
+
+static int cpu_copy(void *dev, void *dst, uint64_t dst_off, void *src, uint64_t src_off, uint64_t len,
+                    struct err *e)
+{
+    (void)dev, (void)e;
+    memcpy(((struct cpu_mem *)dst)->data + dst_off, ((struct cpu_mem *)src)->data + src_off, len);
     return ST_OK;
 }
 
@@ -236,7 +233,7 @@ static void *task_run(void *arg)
 /* Sum of the threads' own rates: each divides by the time it really ran. */
 static int tasks_run(struct task *t, unsigned n, uint64_t budget_ns, double *rate, struct err *e)
 {
-    pthread_t id[MAX_THREADS];
+    pthread_t id[CPU_MAX_THREADS];
     unsigned started = 0;
     int rc = 0;
     uint64_t until = clock_ns(clock_system()) + budget_ns;
@@ -258,7 +255,7 @@ static int cpu_measure_copy(void *dev, void *a, void *b, uint64_t bytes, uint64_
                             struct err *e)
 {
     const struct cpu_dev *d = dev;
-    struct task t[MAX_THREADS] = {0};
+    struct task t[CPU_MAX_THREADS] = {0};
     uint64_t each = bytes / d->threads;
     memset(((struct cpu_mem *)b)->data, 0x5a, bytes); /* untouched pages would all be the one zero page */
     for (unsigned i = 0; i < d->threads; i++) {
@@ -273,7 +270,7 @@ static int cpu_measure_copy(void *dev, void *a, void *b, uint64_t bytes, uint64_
 static int cpu_measure_fma(void *dev, uint64_t budget_ns, double *rate, struct err *e)
 {
     const struct cpu_dev *d = dev;
-    struct task t[MAX_THREADS] = {0};
+    struct task t[CPU_MAX_THREADS] = {0};
     for (unsigned i = 0; i < d->threads; i++) {
         t[i].step = step_fma_plain;
 #ifdef __x86_64__
@@ -295,6 +292,8 @@ const struct gpu_ops gpu_cpu = {
     .copy_in = cpu_copy_in,
     .copy_out = cpu_copy_out,
     .sync = cpu_sync,
+    .copy = cpu_copy,
+    .exec = cpu_exec,
     .measure_copy = cpu_measure_copy,
     .measure_fma = cpu_measure_fma,
 };

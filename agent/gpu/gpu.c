@@ -6,7 +6,6 @@
 #include "agent/gpu/gpu.h"
 
 #include <inttypes.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,24 +29,6 @@ struct gpu_set {
     void *ctx[BACKENDS];
     bool probed[BACKENDS];
     size_t n;
-};
-
-struct buffer {
-    void *mem; /* NULL = free place */
-    uint64_t bytes, committed;
-    uint32_t gen, next_free;
-};
-
-struct gpu {
-    const struct gpu_ops *ops;
-    struct gpu_info info;
-    void *dev;
-    struct buffer *v;           /* grows up to GPU_MAX_BUFFERS */
-    uint32_t n, cap, free_head; /* free_head: index + 1, 0 = none */
-    bool hung;
-    _Atomic uint64_t allocated, limit;
-    _Atomic uint32_t buffers;
-    _Atomic bool lost;
 };
 
 const char *gpu_support_name(enum gpu_support s)
@@ -225,8 +206,7 @@ static int lost_check(const struct gpu *g, struct err *e)
                    g->info.id);
 }
 
-/* Every answer of a backend passes here, so that a fatal one marks the device. */
-static int answer(struct gpu *g, int rc)
+int gpu_answer(struct gpu *g, int rc)
 {
     if (gpu_fatal(rc)) {
         g->hung |= rc == ST_EDEADLINE;
@@ -235,16 +215,16 @@ static int answer(struct gpu *g, int rc)
     return rc;
 }
 
-static struct buffer *find(const struct gpu *g, uint64_t handle)
+static struct gpu_buffer *find(const struct gpu *g, uint64_t handle)
 {
     uint64_t place = handle & 0xffffffffu;
     if (place == 0 || place > g->n)
         return NULL;
-    struct buffer *b = &g->v[place - 1];
+    struct gpu_buffer *b = &g->v[place - 1];
     return b->mem && handle >> 32 == b->gen ? b : NULL;
 }
 
-static int find_or(const struct gpu *g, uint64_t handle, struct buffer **b, struct err *e)
+static int find_or(const struct gpu *g, uint64_t handle, struct gpu_buffer **b, struct err *e)
 {
     *b = find(g, handle);
     if (!*b)
@@ -263,13 +243,13 @@ static int64_t place_take(struct gpu *g)
     }
     if (g->n == g->cap) {
         uint32_t cap = g->cap ? 2 * g->cap : 64;
-        struct buffer *v = g->n < GPU_MAX_BUFFERS ? realloc(g->v, cap * sizeof *v) : NULL;
+        struct gpu_buffer *v = g->n < GPU_MAX_BUFFERS ? realloc(g->v, cap * sizeof *v) : NULL;
         if (!v)
             return g->n < GPU_MAX_BUFFERS ? ST_ENOMEM : ST_ERESOURCE;
         g->v = v;
         g->cap = cap;
     }
-    g->v[g->n] = (struct buffer){.gen = 1};
+    g->v[g->n] = (struct gpu_buffer){.gen = 1};
     return g->n++;
 }
 
@@ -302,9 +282,9 @@ int gpu_alloc(struct gpu *g, uint64_t bytes, uint64_t *handle, struct err *e)
     int64_t i = place_take(g);
     if (i < 0)
         return err_set(e, (int)i, "%s: no place for one more buffer (limit %d)", g->info.id, GPU_MAX_BUFFERS);
-    struct buffer *b = &g->v[i];
+    struct gpu_buffer *b = &g->v[i];
     void *mem = NULL;
-    if ((rc = answer(g, g->ops->alloc(g->dev, bytes, &mem, &b->committed, e))) < 0) {
+    if ((rc = gpu_answer(g, g->ops->alloc(g->dev, bytes, &mem, &b->committed, e))) < 0) {
         place_give(g, (uint32_t)i);
         return rc;
     }
@@ -318,7 +298,7 @@ int gpu_alloc(struct gpu *g, uint64_t bytes, uint64_t *handle, struct err *e)
 
 int gpu_free(struct gpu *g, uint64_t handle, struct err *e)
 {
-    struct buffer *b;
+    struct gpu_buffer *b;
     int rc = find_or(g, handle, &b, e);
     if (rc < 0)
         return rc;
@@ -335,15 +315,15 @@ int gpu_free(struct gpu *g, uint64_t handle, struct err *e)
 
 int gpu_size(const struct gpu *g, uint64_t handle, uint64_t *bytes)
 {
-    const struct buffer *b = find(g, handle);
+    const struct gpu_buffer *b = find(g, handle);
     if (!b)
         return ST_ENOENT;
     *bytes = b->bytes;
     return ST_OK;
 }
 
-static int range_check(struct gpu *g, uint64_t handle, uint64_t off, uint64_t len, struct buffer **b,
-                       struct err *e)
+int gpu_range(struct gpu *g, uint64_t handle, uint64_t off, uint64_t len, struct gpu_buffer **b,
+              struct err *e)
 {
     int rc = lost_check(g, e);
     if (rc < 0 || (rc = find_or(g, handle, b, e)) < 0)
@@ -356,26 +336,26 @@ static int range_check(struct gpu *g, uint64_t handle, uint64_t off, uint64_t le
 
 int gpu_copy_in(struct gpu *g, uint64_t handle, uint64_t off, const void *src, uint64_t len, struct err *e)
 {
-    struct buffer *b;
-    int rc = range_check(g, handle, off, len, &b, e);
+    struct gpu_buffer *b;
+    int rc = gpu_range(g, handle, off, len, &b, e);
     if (rc < 0 || len == 0)
         return rc;
-    return answer(g, g->ops->copy_in(g->dev, b->mem, off, src, len, e));
+    return gpu_answer(g, g->ops->copy_in(g->dev, b->mem, off, src, len, e));
 }
 
 int gpu_copy_out(struct gpu *g, uint64_t handle, uint64_t off, void *dst, uint64_t len, struct err *e)
 {
-    struct buffer *b;
-    int rc = range_check(g, handle, off, len, &b, e);
+    struct gpu_buffer *b;
+    int rc = gpu_range(g, handle, off, len, &b, e);
     if (rc < 0 || len == 0)
         return rc;
-    return answer(g, g->ops->copy_out(g->dev, b->mem, off, dst, len, e));
+    return gpu_answer(g, g->ops->copy_out(g->dev, b->mem, off, dst, len, e));
 }
 
 int gpu_sync(struct gpu *g, struct err *e)
 {
     int rc = lost_check(g, e);
-    return rc < 0 ? rc : answer(g, g->ops->sync(g->dev, e));
+    return rc < 0 ? rc : gpu_answer(g, g->ops->sync(g->dev, e));
 }
 
 void gpu_usage(const struct gpu *g, struct gpu_usage *out)
@@ -396,7 +376,7 @@ int gpu_measure(struct gpu *g, struct gpu_rates *out, struct err *e)
         return rc;
     if ((rc = gpu_alloc(g, MEASURE_BYTES, &b, e)) == ST_OK) {
         void *ma = find(g, a)->mem, *mb = find(g, b)->mem;
-        rc = answer(
+        rc = gpu_answer(
             g, g->ops->measure_copy(g->dev, ma, mb, MEASURE_BYTES, MEASURE_NS, &r.memory_bytes_per_s, e));
         int freed = gpu_free(g, b, NULL);
         rc = rc < 0 ? rc : freed;
@@ -404,7 +384,7 @@ int gpu_measure(struct gpu *g, struct gpu_rates *out, struct err *e)
     int freed = gpu_free(g, a, NULL);
     rc = rc < 0 ? rc : freed;
     if (rc == ST_OK && g->ops->measure_fma)
-        rc = answer(g, g->ops->measure_fma(g->dev, MEASURE_NS, &r.compute_flops_per_s, e));
+        rc = gpu_answer(g, g->ops->measure_fma(g->dev, MEASURE_NS, &r.compute_flops_per_s, e));
     if (rc == ST_OK)
         *out = r;
     return rc;

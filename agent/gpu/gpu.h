@@ -14,6 +14,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "agent/gpu/exec.h"
 #include "common/base/err.h"
 
 #define GPU_MAX_DEVICES 16
@@ -86,6 +87,23 @@ int gpu_copy_in(struct gpu *g, uint64_t handle, uint64_t off, const void *src, u
 int gpu_copy_out(struct gpu *g, uint64_t handle, uint64_t off, void *dst, uint64_t len,
                  struct err *e) ST_CHECK;
 int gpu_sync(struct gpu *g, struct err *e) ST_CHECK;
+/* From device memory to device memory, of one device or of two. The caller holds both devices. Ranges of one
+ * buffer that overlap are ST_EINVAL; else as above. */
+int gpu_copy(struct gpu *dst, uint64_t dst_handle, uint64_t dst_off, struct gpu *src, uint64_t src_handle,
+             uint64_t src_off, uint64_t len, struct err *e) ST_CHECK;
+/* Runs a kernel of exec.h to its end. *value (may be NULL) is its result where it has one. ST_ENOENT: no such
+ * kernel or buffer; ST_EINVAL: arguments; ST_ELIMIT: more than GPU_MAX_WORK; ST_ENOTSUP: not on this device.
+ */
+int gpu_exec(struct gpu *g, const struct gpu_exec *x, uint64_t *value, struct err *e) ST_CHECK;
+/*
+ * The checksum kernel's definition, and its reference. The bytes are little-endian 32-bit words w[i], the
+ * last one padded with zeros. With m1 and m2 two bijections of 32-bit words (gpu_checksum in exec.c), low  =
+ * m1(len) + sum of m1(w[i] + i × 0x9e3779b1 + (i >> 32) × 0x85ebca77) high = m2(len >> 32 ^ len) + sum of
+ * m2(w[i] ^ (i × 0xc2b2ae3d + (i >> 32) × 0x27d4eb2f + 0x165667b1)) and the value is high << 32 | low. One
+ * changed word always changes it; words that change places do but for one chance in 2^64 or so. It finds
+ * faults, not forgeries.
+ */
+uint64_t gpu_checksum(const void *data, uint64_t len);
 void gpu_usage(const struct gpu *g, struct gpu_usage *out); /* any thread */
 /* At most about 100 ms each for memory and compute; needs 2 × 32 MiB. */
 int gpu_measure(struct gpu *g, struct gpu_rates *out, struct err *e) ST_CHECK;

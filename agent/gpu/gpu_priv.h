@@ -5,6 +5,8 @@
 #ifndef STRATA_GPU_PRIV_H
 #define STRATA_GPU_PRIV_H
 
+#include <stdatomic.h>
+
 #include "agent/gpu/gpu.h"
 
 /* What went wrong on a device, whatever the driver calls it. gpu_fault() turns it into a status. */
@@ -33,6 +35,32 @@ int gpu_native_error(const struct gpu_native *map, size_t n, int code, const cha
 int gpu_fault(enum gpu_fault f);
 bool gpu_fatal(int rc); /* the device is of no more use after this status */
 
+enum gpu_kernel { GPU_K_FILL, GPU_K_COPY, GPU_K_CHECKSUM, GPU_K_FMA, GPU_K_MATMUL };
+
+/* A piece of a buffer, inside it. */
+struct gpu_part {
+    void *mem;
+    uint64_t off, len;
+};
+
+/* A checked call of a kernel. matvec is a matmul of one vector. */
+struct gpu_task {
+    enum gpu_kernel kernel;
+    struct gpu_part part[GPU_MAX_SPANS]; /* in the order of exec.h */
+    uint32_t word;                       /* fill */
+    float m, a;                          /* fma */
+    uint32_t rounds;
+    uint32_t rows, cols, n; /* matmul */
+    enum gpu_dtype type;
+};
+
+uint64_t gpu_row_bytes(enum gpu_dtype type, uint64_t cols);
+/* The checksum without the part of the length: words from index `first` on, tail padded. Sums of parts that
+ * end on words add up, half by half (gpu_checksum_add). */
+uint64_t gpu_checksum_words(const void *data, uint64_t len, uint64_t first);
+uint64_t gpu_checksum_add(uint64_t a, uint64_t b);
+uint64_t gpu_checksum_len(uint64_t len);
+
 struct gpu_ops {
     const char *name;
     /* Fills up to cap devices (id and backend excepted). *ctx lives until fini. No driver: *n = 0 and ST_OK.
@@ -47,11 +75,42 @@ struct gpu_ops {
     int (*copy_in)(void *dev, void *mem, uint64_t off, const void *src, uint64_t len, struct err *e);
     int (*copy_out)(void *dev, void *mem, uint64_t off, void *dst, uint64_t len, struct err *e);
     int (*sync)(void *dev, struct err *e);
+    int (*copy)(void *dev, void *dst, uint64_t dst_off, void *src, uint64_t src_off, uint64_t len,
+                struct err *e);
+    /* Between two devices of this backend, directly. ST_ENOTSUP (or NULL): through the host, then. */
+    int (*copy_peer)(void *dst_dev, void *dst, uint64_t dst_off, void *src_dev, void *src, uint64_t src_off,
+                     uint64_t len, struct err *e);
+    /* ST_ENOTSUP: this kernel is not there. *value is set by a checksum, the length's part excluded. */
+    int (*exec)(void *dev, const struct gpu_task *t, uint64_t *value, struct err *e);
     /* Copies `bytes` from b to a for about budget_ns and tells the rate. */
     int (*measure_copy)(void *dev, void *a, void *b, uint64_t bytes, uint64_t budget_ns, double *rate,
                         struct err *e);
     int (*measure_fma)(void *dev, uint64_t budget_ns, double *rate, struct err *e); /* NULL = cannot */
 };
+
+struct gpu_buffer {
+    void *mem; /* NULL = free place */
+    uint64_t bytes, committed;
+    uint32_t gen, next_free;
+};
+
+struct gpu {
+    const struct gpu_ops *ops;
+    struct gpu_info info;
+    void *dev;
+    struct gpu_buffer *v;       /* grows up to GPU_MAX_BUFFERS */
+    uint32_t n, cap, free_head; /* free_head: index + 1, 0 = none */
+    bool hung;
+    _Atomic uint64_t allocated, limit;
+    _Atomic uint32_t buffers;
+    _Atomic bool lost;
+};
+
+/* The device lives, the handle is of a buffer, the range lies inside it. */
+int gpu_range(struct gpu *g, uint64_t handle, uint64_t off, uint64_t len, struct gpu_buffer **b,
+              struct err *e);
+/* Every answer of a backend passes here, so that a fatal one marks the device. */
+int gpu_answer(struct gpu *g, int rc);
 
 extern const struct gpu_ops gpu_cpu, gpu_vulkan;
 

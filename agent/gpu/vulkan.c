@@ -10,7 +10,8 @@
 #include "agent/gpu/vulkan_priv.h"
 #include "common/base/clock.h"
 
-#define FILL_BYTES (1ull << 30) /* one fill command, so that its wait stays far from the bound */
+#define FILL_BYTES (1ull << 30) /* one fill or copy, so that its wait stays far from the bound */
+#define WORK_STAGES (VK_PIPELINE_STAGE_TRANSFER_BIT | VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT)
 
 /* The type among `bits` that has `want`, in the largest heap, with the fewest flags beyond `want` and `like`;
  * with `like` preferred to without. UINT32_MAX: none. */
@@ -87,20 +88,22 @@ int vk_record_begin(struct vk_dev *d, struct piece *p, struct err *e)
     VkCommandBufferBeginInfo bi = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO,
                                    .flags = VK_COMMAND_BUFFER_USAGE_ONE_TIME_SUBMIT_BIT};
     VkMemoryBarrier mb = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
-                          .srcAccessMask = VK_ACCESS_TRANSFER_WRITE_BIT | VK_ACCESS_HOST_WRITE_BIT,
-                          .dstAccessMask = VK_ACCESS_TRANSFER_READ_BIT | VK_ACCESS_TRANSFER_WRITE_BIT};
+                          .srcAccessMask = VK_ACCESS_TRANSFER_WRITE_BIT | VK_ACCESS_HOST_WRITE_BIT |
+                                           VK_ACCESS_SHADER_WRITE_BIT,
+                          .dstAccessMask = VK_ACCESS_TRANSFER_READ_BIT | VK_ACCESS_TRANSFER_WRITE_BIT |
+                                           VK_ACCESS_SHADER_READ_BIT | VK_ACCESS_SHADER_WRITE_BIT};
     VkResult r = d->t.vkBeginCommandBuffer(p->cmd, &bi);
     if (r != VK_SUCCESS)
         return vk_error(r, d->id, "recording commands", e);
-    d->t.vkCmdPipelineBarrier(p->cmd, VK_PIPELINE_STAGE_TRANSFER_BIT | VK_PIPELINE_STAGE_HOST_BIT,
-                              VK_PIPELINE_STAGE_TRANSFER_BIT, 0, 1, &mb, 0, NULL, 0, NULL);
+    d->t.vkCmdPipelineBarrier(p->cmd, WORK_STAGES | VK_PIPELINE_STAGE_HOST_BIT, WORK_STAGES, 0, 1, &mb, 0,
+                              NULL, 0, NULL);
     return ST_OK;
 }
 
 int vk_record_submit(struct vk_dev *d, struct piece *p, struct err *e)
 {
     VkMemoryBarrier mb = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
-                          .srcAccessMask = VK_ACCESS_TRANSFER_WRITE_BIT,
+                          .srcAccessMask = VK_ACCESS_TRANSFER_WRITE_BIT | VK_ACCESS_SHADER_WRITE_BIT,
                           .dstAccessMask = VK_ACCESS_HOST_READ_BIT};
     uint64_t value = d->submitted + 1;
     VkTimelineSemaphoreSubmitInfo ti = {.sType = VK_STRUCTURE_TYPE_TIMELINE_SEMAPHORE_SUBMIT_INFO,
@@ -112,8 +115,7 @@ int vk_record_submit(struct vk_dev *d, struct piece *p, struct err *e)
                        .pCommandBuffers = &p->cmd,
                        .signalSemaphoreCount = 1,
                        .pSignalSemaphores = &d->sem};
-    d->t.vkCmdPipelineBarrier(p->cmd, VK_PIPELINE_STAGE_TRANSFER_BIT, VK_PIPELINE_STAGE_HOST_BIT, 0, 1, &mb,
-                              0, NULL, 0, NULL);
+    d->t.vkCmdPipelineBarrier(p->cmd, WORK_STAGES, VK_PIPELINE_STAGE_HOST_BIT, 0, 1, &mb, 0, NULL, 0, NULL);
     VkResult r = d->t.vkEndCommandBuffer(p->cmd);
     if (r == VK_SUCCESS)
         r = d->t.vkQueueSubmit(d->queue, 1, &si, VK_NULL_HANDLE);
@@ -205,16 +207,40 @@ static void vk_free(void *dev, void *mem, bool hung)
     free(m);
 }
 
-/* Drivers may hand out memory with another process's bytes in it. */
-static int clear(struct vk_dev *d, const struct vk_mem *m, uint64_t bytes, struct err *e)
+void vk_place(const struct vk_mem *m, uint64_t off, struct vk_place *out)
 {
-    bytes = (bytes + 3) & ~3ull;
-    for (uint64_t at = 0; at < bytes; at += FILL_BYTES) {
+    *out = (struct vk_place){m->buf, off, m->bytes - off};
+}
+
+int vk_fill(struct vk_dev *d, struct vk_mem *m, uint64_t off, uint64_t len, uint32_t word, struct err *e)
+{
+    for (uint64_t at = 0, n; at < len; at += n) {
+        struct vk_place p;
         int rc = vk_wait_for(d, d->submitted, e);
         if (rc < 0 || (rc = vk_record_begin(d, &d->piece[0], e)) < 0)
             return rc;
-        d->t.vkCmdFillBuffer(d->piece[0].cmd, m->buf, at, min_u64(FILL_BYTES, bytes - at), 0);
+        vk_place(m, off + at, &p);
+        n = min_u64(min_u64(FILL_BYTES, p.left), len - at);
+        d->t.vkCmdFillBuffer(d->piece[0].cmd, p.buf, p.off, n, word);
         if ((rc = vk_record_submit(d, &d->piece[0], e)) < 0)
+            return rc;
+    }
+    return vk_wait_for(d, d->submitted, e);
+}
+
+int vk_copy(void *dev, void *dst, uint64_t dst_off, void *src, uint64_t src_off, uint64_t len, struct err *e)
+{
+    struct vk_dev *d = dev;
+    int rc;
+    for (uint64_t at = 0, n; at < len; at += n) {
+        struct vk_place to, from;
+        if ((rc = vk_wait_for(d, d->submitted, e)) < 0)
+            return rc;
+        vk_place(dst, dst_off + at, &to);
+        vk_place(src, src_off + at, &from);
+        n = min_u64(min_u64(FILL_BYTES, len - at), min_u64(to.left, from.left));
+        VkBufferCopy c = {.srcOffset = from.off, .dstOffset = to.off, .size = n};
+        if ((rc = copy_submit(d, &d->piece[0], from.buf, to.buf, &c, e)) < 0)
             return rc;
     }
     return vk_wait_for(d, d->submitted, e);
@@ -231,7 +257,9 @@ static int vk_alloc(void *dev, uint64_t bytes, void **mem, uint64_t *committed, 
         free(m);
         return rc;
     }
-    if ((rc = clear(d, m, bytes, e)) < 0) {
+    m->bytes = (bytes + 3) & ~3ull;
+    /* Drivers may hand out memory with another process's bytes in it. */
+    if ((rc = vk_fill(d, m, 0, m->bytes, 0, e)) < 0) {
         vk_free(d, m, rc == ST_EDEADLINE);
         return rc;
     }
@@ -245,6 +273,9 @@ static void vk_close(void *dev, bool hung)
     if (!hung && d->dev) {
         if (d->t.vkDeviceWaitIdle)
             d->t.vkDeviceWaitIdle(d->dev);
+#ifdef STRATA_GPU_KERNELS
+        vk_pipes_fini(d);
+#endif
         d->t.vkDestroyBuffer(d->dev, d->staging, NULL);
         d->t.vkFreeMemory(d->dev, d->staging_mem, NULL);
         d->t.vkDestroySemaphore(d->dev, d->sem, NULL);
@@ -343,6 +374,11 @@ static int vk_open(void **dev, void *ctx, size_t index, const struct gpu_info *i
     memcpy(d->id, info->id, sizeof d->id);
     d->wait_ns = c->wait_ns;
     vkGetPhysicalDeviceMemoryProperties(c->phys[index], &d->types);
+    VkPhysicalDeviceProperties props;
+    vkGetPhysicalDeviceProperties(c->phys[index], &props);
+    d->bind_align =
+        props.limits.minStorageBufferOffsetAlignment > 4 ? props.limits.minStorageBufferOffsetAlignment : 4;
+    d->bind_max = props.limits.maxStorageBufferRange & ~3u;
     int rc = device_make(d, c->phys[index], e);
     if (rc < 0 || (rc = staging_make(d, e)) < 0) {
         vk_close(d, false);
@@ -402,8 +438,10 @@ const struct gpu_ops gpu_vulkan = {
     .copy_in = vk_copy_in,
     .copy_out = vk_copy_out,
     .sync = vk_sync,
+    .copy = vk_copy,
     .measure_copy = vk_measure_copy,
 #ifdef STRATA_GPU_KERNELS
+    .exec = vk_exec,
     .measure_fma = vk_measure_fma,
 #endif
 };

@@ -20,7 +20,8 @@ struct executor {
     pthread_cond_t more;
     struct wire_req queue[WORKER_MAX_PENDING];
     size_t head, count;        /* under lock */
-    _Atomic(struct gpu *) gpu; /* NULL until first used */
+    _Atomic(struct gpu *) gpu; /* NULL until first used; set under `use` */
+    pthread_mutex_t use;       /* whoever works with the device; two are taken in the order of their index */
     uint8_t *scratch;          /* DIGEST_BYTES, from the first digest on */
 };
 
@@ -75,6 +76,48 @@ static int digest(struct executor *x, struct gpu *g, const struct wire_req *r, u
     return rc;
 }
 
+/* The device, opened at its first use. Under x->use. */
+static int device_need(struct executor *x, struct gpu **g, struct err *e)
+{
+    *g = atomic_load(&x->gpu);
+    if (*g)
+        return ST_OK;
+    int rc = gpu_open(g, x->cfg.set, x->cfg.device, e);
+    if (rc == ST_OK)
+        atomic_store(&x->gpu, *g);
+    return rc;
+}
+
+static int copy(struct executor *x, const struct wire_req *r, struct err *e)
+{
+    struct executor *to = x->cfg.peers[WIRE_DEVICE_OF(r->handle)]; /* the main thread checked the index */
+    struct executor *first = to->cfg.device < x->cfg.device ? to : x, *second = first == x ? to : x;
+    struct gpu *dst, *src;
+    pthread_mutex_lock(&first->use);
+    if (second != first)
+        pthread_mutex_lock(&second->use);
+    int rc = device_need(x, &src, e);
+    if (rc == ST_OK && (rc = device_need(to, &dst, e)) == ST_OK)
+        rc = gpu_copy(dst, WIRE_LOCAL(r->handle), r->offset, src, WIRE_LOCAL(r->src_handle), r->src_offset,
+                      r->len, e);
+    if (second != first)
+        pthread_mutex_unlock(&second->use);
+    pthread_mutex_unlock(&first->use);
+    return rc;
+}
+
+static int kernel(struct gpu *g, const struct wire_req *r, uint64_t *value, struct err *e)
+{
+    struct gpu_exec x = r->exec;
+    for (uint32_t i = 0; i < x.spans && i < GPU_MAX_SPANS; i++) {
+        if (WIRE_DEVICE_OF(x.span[i].handle) != r->device)
+            return err_set(e, ST_EINVAL, "argument %u of %.*s is a buffer of another device", i,
+                           GPU_KERNEL_NAME - 1, x.kernel);
+        x.span[i].handle = WIRE_LOCAL(x.span[i].handle);
+    }
+    return gpu_exec(g, &x, value, e);
+}
+
 static int execute(struct executor *x, struct gpu *g, const struct wire_req *r, struct wire_rep *rep,
                    struct err *e)
 {
@@ -102,8 +145,14 @@ static int execute(struct executor *x, struct gpu *g, const struct wire_req *r, 
         rep->memory = rates.memory_bytes_per_s;
         rep->flops = rates.compute_flops_per_s;
         return rc;
+    case WIRE_EXEC:
+        return kernel(g, r, &rep->value, e);
+    case WIRE_SYNC:
+        return gpu_sync(g, e);
     case WIRE_STAT:
-        break; /* answered by the main thread */
+    case WIRE_MONITOR:
+    case WIRE_COPY:
+        break; /* answered elsewhere */
     }
     return err_set(e, ST_EINTERNAL, "operation %u reached a device by mistake", r->op);
 }
@@ -112,12 +161,17 @@ static void serve(struct executor *x, const struct wire_req *r)
 {
     struct wire_rep rep = {.kind = WIRE_DONE, .id = r->id};
     struct err e = {0};
-    struct gpu *g = atomic_load(&x->gpu);
-    int rc = ST_OK;
-    if (!g && (rc = gpu_open(&g, x->cfg.set, x->cfg.device, &e)) == ST_OK)
-        atomic_store(&x->gpu, g);
-    if (rc == ST_OK)
-        rc = execute(x, g, r, &rep, &e);
+    struct gpu *g;
+    int rc;
+    if (r->op == WIRE_COPY) {
+        rc = copy(x, r, &e);
+    } else {
+        pthread_mutex_lock(&x->use);
+        rc = device_need(x, &g, &e);
+        if (rc == ST_OK)
+            rc = execute(x, g, r, &rep, &e);
+        pthread_mutex_unlock(&x->use);
+    }
     rep.status = rc;
     if (rc < 0)
         str_copy(rep.why, sizeof rep.why, e.text);
@@ -148,6 +202,7 @@ int executor_new(struct executor **out, const struct executor_cfg *cfg, struct e
         return err_set(e, ST_ENOMEM, "no memory for the thread of device %u", cfg->device);
     x->cfg = *cfg;
     pthread_mutex_init(&x->lock, NULL);
+    pthread_mutex_init(&x->use, NULL);
     pthread_cond_init(&x->more, NULL);
     int rc = pthread_create(&id, NULL, run, x);
     if (rc != 0) {

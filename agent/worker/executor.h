@@ -1,6 +1,7 @@
 /*
  * One thread a device: it opens the device at the first operation, runs operations in order and answers on
- * the control socket. Only that thread touches the device.
+ * the control socket. Only that thread touches the device, but for a copy between two devices, which the
+ * source's thread does while it holds both.
  */
 #ifndef STRATA_WORKER_EXECUTOR_H
 #define STRATA_WORKER_EXECUTOR_H
@@ -16,6 +17,7 @@ struct executor_cfg {
     int control; /* borrowed; packets are written whole, so threads may share it */
     uint8_t *ring;
     uint32_t slots, slot_bytes;
+    struct executor *const *peers; /* by device index, all made before the first request; for copies */
 };
 
 /* Lives to the end of the process. */

@@ -14,7 +14,19 @@
 #define WIRE_REQ_MAGIC 0x53575131u
 #define WIRE_REP_MAGIC 0x53575031u
 
-enum wire_op { WIRE_ALLOC = 1, WIRE_FREE, WIRE_WRITE, WIRE_READ, WIRE_DIGEST, WIRE_STAT, WIRE_MEASURE };
+enum wire_op {
+    WIRE_ALLOC = 1,
+    WIRE_FREE,
+    WIRE_WRITE,
+    WIRE_READ,
+    WIRE_DIGEST,
+    WIRE_STAT,
+    WIRE_MEASURE,
+    WIRE_COPY,
+    WIRE_EXEC,
+    WIRE_SYNC,
+    WIRE_MONITOR
+};
 
 /* A handle on the wire is the device's index in the top byte over the device's own handle. */
 #define WIRE_HANDLE_BITS 56
@@ -24,12 +36,14 @@ enum wire_op { WIRE_ALLOC = 1, WIRE_FREE, WIRE_WRITE, WIRE_READ, WIRE_DIGEST, WI
 
 struct wire_req {
     uint32_t magic, op;
-    uint64_t id;     /* echoed */
-    uint64_t handle; /* FREE WRITE READ DIGEST */
-    uint64_t offset; /* WRITE READ DIGEST */
-    uint64_t len;    /* ALLOC WRITE READ DIGEST */
-    uint32_t device; /* ALLOC MEASURE */
-    uint32_t slot;   /* WRITE READ */
+    uint64_t id;                     /* echoed */
+    uint64_t handle;                 /* FREE WRITE READ DIGEST COPY (the destination's) */
+    uint64_t offset;                 /* WRITE READ DIGEST COPY */
+    uint64_t len;                    /* ALLOC WRITE READ DIGEST COPY */
+    uint64_t src_handle, src_offset; /* COPY */
+    uint32_t device;                 /* ALLOC MEASURE EXEC SYNC MONITOR */
+    uint32_t slot;                   /* WRITE READ */
+    struct gpu_exec exec;            /* EXEC; the handles of its spans are as above */
 };
 
 enum wire_kind { WIRE_DEVICE = 1, WIRE_READY, WIRE_DONE };
@@ -40,11 +54,13 @@ struct wire_rep {
     uint32_t count; /* DEVICE: its index; READY and STAT: how many devices */
     uint64_t id, handle;
     double memory, flops;
+    uint64_t value; /* EXEC */
     uint8_t sha256[32];
     char why[256];
     union {
         struct worker_device device;
         struct worker_usage usage[WORKER_MAX_DEVICES];
+        struct gpu_readings readings;
     } u;
 };
 

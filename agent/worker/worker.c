@@ -225,6 +225,15 @@ static int got_done(struct worker *w, struct wire_rep *rep)
         r.usage = rep->u.usage;
         r.devices = rep->count;
     }
+    if (op->req.op == WIRE_MONITOR && rep->status == ST_OK) {
+        struct gpu_readings *g = &rep->u.readings;
+        terminate(g->source, sizeof g->source);
+        for (int i = 0; i < GPU_FIELDS; i++) /* a bool of another process may hold anything */
+            g->field[i].valid = *(const unsigned char *)&g->field[i].valid != 0;
+        g->asleep = *(const unsigned char *)&g->asleep != 0;
+        r.readings = g;
+    }
+    r.value = rep->value;
     memcpy(r.sha256, rep->sha256, sizeof r.sha256);
     r.memory_bytes_per_s = rep->memory;
     r.compute_flops_per_s = rep->flops;
@@ -433,13 +442,40 @@ int worker_read(struct worker *w, uint64_t handle, uint64_t offset, uint32_t len
     return submit(w, &r, NO_SLOT, w->cfg.op_timeout_ns, done, arg);
 }
 
+static uint64_t long_timeout(const struct worker *w, uint64_t len)
+{
+    uint64_t gib = (len >> 30) + 1;
+    return gib > UINT32_MAX / 4 ? UINT64_MAX / 4 : gib * w->cfg.op_timeout_ns;
+}
+
 int worker_digest(struct worker *w, uint64_t handle, uint64_t offset, uint64_t len, worker_done_fn done,
                   void *arg)
 {
     const struct wire_req r = {.op = WIRE_DIGEST, .handle = handle, .offset = offset, .len = len};
-    uint64_t gib = (len >> 30) + 1;
-    uint64_t timeout = gib > UINT32_MAX / 4 ? UINT64_MAX / 4 : gib * w->cfg.op_timeout_ns;
-    return submit(w, &r, NO_SLOT, timeout, done, arg);
+    return submit(w, &r, NO_SLOT, long_timeout(w, len), done, arg);
+}
+
+int worker_copy(struct worker *w, uint64_t dst_handle, uint64_t dst_offset, uint64_t src_handle,
+                uint64_t src_offset, uint64_t len, worker_done_fn done, void *arg)
+{
+    const struct wire_req r = {.op = WIRE_COPY,
+                               .handle = dst_handle,
+                               .offset = dst_offset,
+                               .src_handle = src_handle,
+                               .src_offset = src_offset,
+                               .len = len};
+    return submit(w, &r, NO_SLOT, long_timeout(w, len), done, arg);
+}
+
+int worker_exec(struct worker *w, const struct gpu_exec *x, worker_done_fn done, void *arg)
+{
+    if (x->spans == 0 || x->spans > GPU_MAX_SPANS || x->scalars > GPU_MAX_SCALARS)
+        return ST_EINVAL;
+    struct wire_req r = {.op = WIRE_EXEC, .device = WIRE_DEVICE_OF(x->span[0].handle), .exec = *x};
+    for (uint32_t i = 1; i < x->spans; i++)
+        if (WIRE_DEVICE_OF(x->span[i].handle) != r.device)
+            return ST_EINVAL;
+    return submit(w, &r, NO_SLOT, w->cfg.op_timeout_ns, done, arg);
 }
 
 int worker_stat(struct worker *w, worker_done_fn done, void *arg)
@@ -448,12 +484,28 @@ int worker_stat(struct worker *w, worker_done_fn done, void *arg)
     return submit(w, &r, NO_SLOT, w->cfg.op_timeout_ns, done, arg);
 }
 
-int worker_measure(struct worker *w, uint32_t device, worker_done_fn done, void *arg)
+/* An operation on a device as a whole. */
+static int submit_device(struct worker *w, uint32_t op, uint32_t device, worker_done_fn done, void *arg)
 {
-    const struct wire_req r = {.op = WIRE_MEASURE, .device = device};
+    const struct wire_req r = {.op = op, .device = device};
     if (w->state == READY && device >= w->ndevices)
         return ST_EINVAL;
     return submit(w, &r, NO_SLOT, w->cfg.op_timeout_ns, done, arg);
+}
+
+int worker_measure(struct worker *w, uint32_t device, worker_done_fn done, void *arg)
+{
+    return submit_device(w, WIRE_MEASURE, device, done, arg);
+}
+
+int worker_sync(struct worker *w, uint32_t device, worker_done_fn done, void *arg)
+{
+    return submit_device(w, WIRE_SYNC, device, done, arg);
+}
+
+int worker_monitor(struct worker *w, uint32_t device, worker_done_fn done, void *arg)
+{
+    return submit_device(w, WIRE_MONITOR, device, done, arg);
 }
 
 bool worker_slot_get(struct worker *w, struct worker_slot *out)

@@ -15,6 +15,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "agent/gpu/exec.h"
 #include "common/base/clock.h"
 #include "common/base/err.h"
 #include "common/base/log.h"
@@ -55,6 +56,8 @@ struct worker_result {
     const struct worker_usage *usage; /* one for each device, in the order of the list */
     size_t devices;
     double memory_bytes_per_s, compute_flops_per_s; /* 0 = not measured on this backend */
+    uint64_t value;                                 /* of a kernel */
+    const struct gpu_readings *readings;
 };
 typedef void (*worker_done_fn)(void *arg, const struct worker_result *r);
 
@@ -136,6 +139,20 @@ int worker_read(struct worker *w, uint64_t handle, uint64_t offset, uint32_t len
  * with len (op_timeout_ns for each started GiB). */
 int worker_digest(struct worker *w, uint64_t handle, uint64_t offset, uint64_t len, worker_done_fn done,
                   void *arg) ST_CHECK;
+/* Copies within device memory: one device or two of this worker. Runs in the order of the source's device; on
+ * another device it is not ordered with what waits there, so let that complete first. Ranges of one buffer
+ * that overlap complete with ST_EINVAL. Its deadline grows with len as a digest's does. */
+int worker_copy(struct worker *w, uint64_t dst_handle, uint64_t dst_offset, uint64_t src_handle,
+                uint64_t src_offset, uint64_t len, worker_done_fn done, void *arg) ST_CHECK;
+/* Runs a kernel of agent/gpu/exec.h; all its buffers are on one device, else ST_EINVAL. result.value.
+ * Completes with ST_ENOENT (no such kernel or buffer), ST_EINVAL (arguments, bounds), ST_ELIMIT, ST_ENOTSUP.
+ */
+int worker_exec(struct worker *w, const struct gpu_exec *x, worker_done_fn done, void *arg) ST_CHECK;
+/* Everything submitted to the device before is complete. */
+int worker_sync(struct worker *w, uint32_t device, worker_done_fn done, void *arg) ST_CHECK;
+/* result.readings: what the device's sensors told last, sampled once a second from the first call on.
+ * Answered beside running operations, and from memory, so a sensor that hangs shows only as age. */
+int worker_monitor(struct worker *w, uint32_t device, worker_done_fn done, void *arg) ST_CHECK;
 /* result.usage. Answered beside running copies. */
 int worker_stat(struct worker *w, worker_done_fn done, void *arg) ST_CHECK;
 /* A real measurement of at most 100 ms each: memory_bytes_per_s (bytes copied within the device, counted

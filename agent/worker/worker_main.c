@@ -17,9 +17,13 @@
 #include <unistd.h>
 
 #include "agent/gpu/gpu.h"
+#include "agent/gpu/monitor.h"
 #include "agent/worker/executor.h"
 #include "agent/worker/wire.h"
+#include "common/base/clock.h"
 #include "common/base/str.h"
+
+#define FIRST_SAMPLE_NS (50 * NS_PER_MS)
 
 enum { EXIT_START = 1, EXIT_USAGE = 2, EXIT_PROTOCOL = 3 };
 
@@ -30,6 +34,7 @@ struct main {
     struct gpu_set *set;
     struct executor *x[WORKER_MAX_DEVICES];
     uint32_t devices;
+    struct monitor *monitor; /* from the first question on */
 };
 
 static int fail(int code, const char *text)
@@ -122,7 +127,8 @@ static int start(struct main *m, struct err *e)
                                   .control = (int)m->control,
                                   .ring = m->ring,
                                   .slots = (uint32_t)m->slots,
-                                  .slot_bytes = (uint32_t)m->slot_bytes};
+                                  .slot_bytes = (uint32_t)m->slot_bytes,
+                                  .peers = m->x};
         struct wire_rep rep = {.kind = WIRE_DEVICE, .count = i};
         if ((rc = executor_new(&m->x[i], &xc, e)) < 0)
             return rc;
@@ -142,26 +148,53 @@ static void stat_reply(struct main *m, uint64_t id)
     executor_reply((int)m->control, &rep);
 }
 
+/* The only wait of this thread, and once: for the sensors' first round. */
+static void monitor_reply(struct main *m, const struct wire_req *r)
+{
+    struct wire_rep rep = {.kind = WIRE_DONE, .id = r->id};
+    struct err e = {0};
+    if (!m->monitor && (rep.status = monitor_new(&m->monitor, m->set, &(struct monitor_cfg){0}, &e)) == ST_OK)
+        monitor_wait(m->monitor, FIRST_SAMPLE_NS);
+    if (rep.status == ST_OK)
+        monitor_read(m->monitor, r->device, &rep.u.readings);
+    else
+        str_copy(rep.why, sizeof rep.why, e.text);
+    executor_reply((int)m->control, &rep);
+}
+
+static bool names_device(uint32_t op)
+{
+    return op == WIRE_ALLOC || op == WIRE_MEASURE || op == WIRE_EXEC || op == WIRE_SYNC || op == WIRE_MONITOR;
+}
+
 /* ST_EPROTO for what no agent sends; a request that is merely wrong is answered. */
 static int dispatch(struct main *m, const struct wire_req *r)
 {
     struct wire_rep rep = {.kind = WIRE_DONE, .id = r->id};
-    uint32_t device = r->op == WIRE_ALLOC || r->op == WIRE_MEASURE ? r->device : WIRE_DEVICE_OF(r->handle);
-    if (r->magic != WIRE_REQ_MAGIC || r->op < WIRE_ALLOC || r->op > WIRE_MEASURE)
+    uint32_t device = names_device(r->op)  ? r->device
+                      : r->op == WIRE_COPY ? WIRE_DEVICE_OF(r->src_handle)
+                                           : WIRE_DEVICE_OF(r->handle);
+    uint32_t other = r->op == WIRE_COPY ? WIRE_DEVICE_OF(r->handle) : device;
+    if (r->magic != WIRE_REQ_MAGIC || r->op < WIRE_ALLOC || r->op > WIRE_MONITOR)
         return ST_EPROTO;
     if (r->op == WIRE_STAT) {
         stat_reply(m, r->id);
         return ST_OK;
     }
-    if (device < m->devices) {
+    if (device < m->devices && other < m->devices) {
+        if (r->op == WIRE_MONITOR) {
+            monitor_reply(m, r);
+            return ST_OK;
+        }
         rep.status = executor_post(m->x[device], r);
         if (rep.status == ST_OK)
             return ST_OK;
         str_copy(rep.why, sizeof rep.why,
                  "too many operations wait for the device; wait for one to complete");
     } else {
-        rep.status = r->op == WIRE_ALLOC || r->op == WIRE_MEASURE ? ST_EINVAL : ST_ENOENT;
-        snprintf(rep.why, sizeof rep.why, "there is no device %u here, only %u devices", device, m->devices);
+        rep.status = names_device(r->op) && r->op != WIRE_EXEC ? ST_EINVAL : ST_ENOENT;
+        snprintf(rep.why, sizeof rep.why, "there is no device %u here, only %u devices",
+                 device < m->devices ? other : device, m->devices);
     }
     executor_reply((int)m->control, &rep);
     return ST_OK;

@@ -37,6 +37,7 @@ struct event_info {
     const char *keys; /* metadata keys, space separated, '?' after an optional one */
 };
 
+#define EVENT_TYPE_MAX 511    /* numbers in the table are at most this */
 #define EVENT_NAME_MAX 256u   /* principal, device, node, session, job, operation */
 #define EVENT_ERROR_MAX 1024u /* error sentence */
 #define EVENT_META_MAX 8192u  /* JSON object text; larger is refused, for cut JSON is no JSON */
@@ -75,10 +76,17 @@ enum event_class event_class(const struct audit_event *e);
  * ST_ELIMIT: meta too long; ST_ENOMEM. On failure *out is unchanged. */
 int event_encode(const struct audit_event *e, struct buf *out) ST_CHECK;
 
+/* The same into the caller's bytes, without allocating: for paths that may not take long. */
+int event_encode_into(const struct audit_event *e, uint8_t out[EVENT_ENCODED_MAX], size_t *n) ST_CHECK;
+
 /* Decodes exactly n bytes; the strings of *e point into p (they are NUL-terminated there) and absent ones are
  * "". Everything is checked: what this accepts, event_encode() gives back byte for byte. ST_ECORRUPT
  * otherwise. */
 int event_decode(const uint8_t *p, size_t n, struct audit_event *e) ST_CHECK;
+
+/* The same for bytes that event_encode() of this very process made and nobody else could touch: only lengths
+ * are checked. */
+int event_decode_ours(const uint8_t *p, size_t n, struct audit_event *e) ST_CHECK;
 
 /* One JSON object without newline: id, time (RFC 3339), time_us, type, severity, result, the strings present,
  * meta. */

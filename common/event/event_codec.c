@@ -39,12 +39,31 @@ size_t event_utf8_len(const uint8_t *p, size_t n)
     return len;
 }
 
+/* How many bytes at p are printable ASCII, at most n: nearly all of what is written, eight at a time. */
+static size_t ascii_run(const uint8_t *p, size_t n)
+{
+    size_t i = 0;
+    for (uint64_t v; i + 8 <= n; i += 8) {
+        memcpy(&v, p + i, 8);
+        uint64_t low =
+            (v - 0x2020202020202020u) & 0x8080808080808080u; /* a byte below 0x20, or 0xA0 and up */
+        uint64_t del = v ^ 0x7F7F7F7F7F7F7F7Fu;
+        del = (del - 0x0101010101010101u) & ~del & 0x8080808080808080u;
+        if (low | del | (v & 0x8080808080808080u))
+            break;
+    }
+    while (i < n && p[i] >= 0x20 && p[i] < 0x7F)
+        i++;
+    return i;
+}
+
 /* Length of the clean, cut copy of s in out (cap bytes, without NUL). */
 static size_t clean_copy(uint8_t *out, size_t cap, const char *s)
 {
-    size_t n = strnlen(s, cap + 4), o = 0;
+    size_t n = strnlen(s, cap + 4), o = ascii_run((const uint8_t *)s, n < cap ? n : cap);
     const uint8_t *p = (const uint8_t *)s;
-    for (size_t i = 0; i < n && o < cap;) {
+    memcpy(out, p, o);
+    for (size_t i = o; i < n && o < cap;) {
         size_t len = event_utf8_len(p + i, n - i);
         if (len == 0 || p[i] < 0x20 || p[i] == 0x7F) {
             out[o++] = '?';
@@ -62,7 +81,7 @@ static size_t clean_copy(uint8_t *out, size_t cap, const char *s)
 
 static bool clean(const uint8_t *p, size_t n)
 {
-    for (size_t i = 0; i < n;) {
+    for (size_t i = ascii_run(p, n); i < n;) {
         size_t len = event_utf8_len(p + i, n - i);
         if (len == 0 || p[i] < 0x20 || p[i] == 0x7F)
             return false;
@@ -91,7 +110,7 @@ static bool fields_ok(int type, int severity, int result)
            result >= EVENT_SUCCESS && result <= EVENT_DENIED;
 }
 
-int event_encode(const struct audit_event *e, struct buf *out)
+int event_encode_into(const struct audit_event *e, uint8_t out[EVENT_ENCODED_MAX], size_t *n_out)
 {
     if (!fields_ok(e->type, e->severity, e->result))
         return ST_EINVAL;
@@ -100,29 +119,38 @@ int event_encode(const struct audit_event *e, struct buf *out)
         return ST_ELIMIT;
     if (meta_len && !event_json_object_ok(e->meta, meta_len))
         return ST_EINVAL;
-    uint8_t tmp[EVENT_ENCODED_MAX];
-    tmp[0] = VERSION;
-    put_le(tmp + 1, (uint64_t)e->type, 2);
-    tmp[3] = (uint8_t)e->severity;
-    tmp[4] = (uint8_t)e->result;
-    put_le(tmp + 5, (uint64_t)e->time_us, 8);
+    out[0] = VERSION;
+    put_le(out + 1, (uint64_t)e->type, 2);
+    out[3] = (uint8_t)e->severity;
+    out[4] = (uint8_t)e->result;
+    put_le(out + 5, (uint64_t)e->time_us, 8);
     size_t at = HEAD;
     const char *s[NSTR] = {e->principal, e->device,    e->node,  e->session,
                            e->job,       e->operation, e->error, e->meta};
     for (unsigned i = 0; i < NSTR; i++) {
         size_t n = 0;
         if (i == META && meta_len)
-            memcpy(tmp + at + 2, e->meta, n = meta_len);
+            memcpy(out + at + 2, e->meta, n = meta_len);
         else if (i != META && s[i])
-            n = clean_copy(tmp + at + 2, str_max[i], s[i]);
-        put_le(tmp + at, n, 2);
-        tmp[at + 2 + n] = 0;
+            n = clean_copy(out + at + 2, str_max[i], s[i]);
+        put_le(out + at, n, 2);
+        out[at + 2 + n] = 0;
         at += n + 3;
     }
-    return buf_append(out, tmp, at);
+    *n_out = at;
+    return ST_OK;
 }
 
-int event_decode(const uint8_t *p, size_t n, struct audit_event *e)
+int event_encode(const struct audit_event *e, struct buf *out)
+{
+    uint8_t tmp[EVENT_ENCODED_MAX];
+    size_t n;
+    int rc = event_encode_into(e, tmp, &n);
+    return rc == ST_OK ? buf_append(out, tmp, n) : rc;
+}
+
+/* `ours`: encoded by this very process, so only the lengths are looked at. */
+static int decode(const uint8_t *p, size_t n, bool ours, struct audit_event *e)
 {
     if (n < HEAD || n > EVENT_ENCODED_MAX || p[0] != VERSION)
         return ST_ECORRUPT;
@@ -142,10 +170,20 @@ int event_decode(const uint8_t *p, size_t n, struct audit_event *e)
         if (len > str_max[i] || n - at - 3 < len || p[at + 2 + len] != 0)
             return ST_ECORRUPT;
         const uint8_t *text = p + at + 2;
-        if (i == META ? len && !event_json_object_ok((const char *)text, len) : !clean(text, len))
+        if (!ours && (i == META ? len && !event_json_object_ok((const char *)text, len) : !clean(text, len)))
             return ST_ECORRUPT;
         *s[i] = (const char *)text;
         at += len + 3;
     }
     return at == n ? ST_OK : ST_ECORRUPT;
+}
+
+int event_decode(const uint8_t *p, size_t n, struct audit_event *e)
+{
+    return decode(p, n, false, e);
+}
+
+int event_decode_ours(const uint8_t *p, size_t n, struct audit_event *e)
+{
+    return decode(p, n, true, e);
 }

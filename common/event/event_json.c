@@ -52,6 +52,10 @@ static bool scan_string(struct scan *s)
             }
             continue;
         }
+        if (*s->p >= 0x20 && *s->p < 0x80) {
+            s->p++;
+            continue;
+        }
         size_t len = *s->p < 0x20 ? 0 : event_utf8_len(s->p, (size_t)(s->end - s->p));
         if (len == 0)
             return false;

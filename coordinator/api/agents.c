@@ -22,6 +22,7 @@ struct ask { /* one call to an agent, until its on_done */
     jobs_verify_fn verify;
     jobs_call_fn release;
     void *arg;
+    struct rpc_call *call;
     Strata__V1__InspectReply *model;
     uint64_t loaded;
     bool has_digests, has_sha;
@@ -32,11 +33,10 @@ static int start(struct topo_node *n, const char *method, unsigned flags, const 
                  uint64_t timeout, const struct rpc_call_ops *ops, struct ask *a)
 {
     struct rpc_session *s = api_node_rpc(n);
-    struct rpc_call *call;
     const struct rpc_call_opts o = {.timeout_ns = timeout};
     struct err e;
     str_copy(a->node, sizeof a->node, n->name);
-    int rc = s ? rpc_call(&call, s, &strata__v1__layers__descriptor, method, flags, req, &o, ops, a, &e)
+    int rc = s ? rpc_call(&a->call, s, &strata__v1__layers__descriptor, method, flags, req, &o, ops, a, &e)
                : ST_EUNREACH;
     if (rc < 0)
         free(a);
@@ -211,7 +211,7 @@ static int fetch_ticket(struct coord *c, struct topo_node *n, struct topo_node *
 }
 
 static int do_load(void *ctx, struct topo_node *n, const struct job *j, const struct job_layer *l,
-                   struct topo_node *peer, jobs_load_fn fn, void *arg)
+                   struct topo_node *peer, jobs_load_fn fn, void *arg, void **call)
 {
     uint8_t ticket[TICKET_MAX];
     size_t ticket_len = 0;
@@ -253,9 +253,17 @@ static int do_load(void *ctx, struct topo_node *n, const struct job *j, const st
         q.ticket = (ProtobufCBinaryData){ticket_len, ticket};
     }
     rc = start(n, "Load", RPC_SERVER_STREAM, &q.base, LOAD_NS, &load_ops, a);
+    if (rc == ST_OK)
+        *call = a;
     free(v);
     free(pv);
     return rc;
+}
+
+static void do_cancel(void *ctx, void *call)
+{
+    (void)ctx;
+    rpc_cancel(((struct ask *)call)->call);
 }
 
 /* ---- verify, release ---- */
@@ -329,7 +337,8 @@ static int do_release(void *ctx, struct topo_node *n, const char *job, const cha
     return start(n, "Release", RPC_UNARY, &q.base, RELEASE_NS, &release_ops, a);
 }
 
-const struct jobs_agents api_agents = {do_inspect, do_load, do_verify, do_release};
+const struct jobs_agents api_agents = {
+    .inspect = do_inspect, .load = do_load, .cancel = do_cancel, .verify = do_verify, .release = do_release};
 
 /* ---- links between nodes: declared in the configuration ---- */
 

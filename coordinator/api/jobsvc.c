@@ -160,7 +160,8 @@ void api_jobs_submit(struct rpc_call *call, const ProtobufCMessage *req, void *a
     }
     struct later *l = later_new(call, c, "");
     if (l)
-        jobs_submit(c->jobs, &s, rpc_peer(call)->principal, q->dry_run, on_submitted, l);
+        jobs_submit(c->jobs, &s, rpc_peer(call)->principal, rpc_request_id(call), q->dry_run, on_submitted,
+                    l);
 }
 
 void api_jobs_list(struct rpc_call *call, const ProtobufCMessage *req, void *arg)

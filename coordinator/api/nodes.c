@@ -24,14 +24,6 @@ static bool from_node(struct rpc_call *call, struct coord *c)
     return false;
 }
 
-static struct coord_session *find_session(struct coord *c, struct rpc_session *rpc)
-{
-    for (struct coord_session *s = c->sessions; s; s = s->next)
-        if (s->rpc == rpc)
-            return s;
-    return NULL;
-}
-
 static void take_device(struct topo_device *d, const Strata__V1__Device *p)
 {
     *d = (struct topo_device){.software = p->software,
@@ -155,7 +147,7 @@ void api_nodes_hello(struct rpc_call *call, const ProtobufCMessage *req, void *a
     struct coord *c = arg;
     const Strata__V1__HelloRequest *q = (const Strata__V1__HelloRequest *)req;
     const struct tls_identity *id = rpc_peer(call);
-    struct coord_session *s = find_session(c, rpc_call_session(call));
+    struct coord_session *s = rpc_session_user(rpc_call_session(call));
     struct err e;
     if (!from_node(call, c))
         return;
@@ -274,6 +266,9 @@ void api_tick(struct coord *c)
 {
     trust_tick(c->trust);
     topo_tick(c->topo, clock_ns(c->clock), on_lease, c);
+    api_policies_tick(c);
+    dsessions_tick(c);
+    jobs_tick(c->jobs);
 }
 
 /* ---- what users ask ---- */

@@ -1,7 +1,9 @@
-/* One batch is one transaction: rows, rollup, seal, drained sequence, now and then a checkpoint. */
+/* One batch is one transaction: rows, roll-ups, seal, drained sequence, now and then a checkpoint. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/base/str.h"
 #include "coordinator/audit/audit_priv.h"
 
 #define NAMES_MAX 50000u
@@ -13,16 +15,29 @@ struct rate {
     int64_t n;
 };
 
+static int begin(struct batch_writer *w, struct err *e)
+{
+    return db_exec(w->db, "BEGIN IMMEDIATE", e);
+}
+
+/* Commits, or takes everything back. */
+static int finish(struct batch_writer *w, int rc, struct err *e)
+{
+    if (rc == ST_OK)
+        rc = db_exec(w->db, "COMMIT", e);
+    if (rc < 0 && !sqlite3_get_autocommit(w->db))
+        sqlite3_exec(w->db, "ROLLBACK", NULL, NULL, NULL);
+    return rc;
+}
+
 static int fill_event_types(sqlite3 *db, struct err *e)
 {
     sqlite3_stmt *st = NULL;
-    int rc = db_exec(db, "BEGIN IMMEDIATE", e);
-    if (rc == ST_OK)
-        rc = db_prepare(
-            db,
-            "INSERT INTO event_type(id,name) VALUES(?1,?2) ON CONFLICT(id) DO UPDATE SET name=excluded.name "
-            "WHERE name<>excluded.name",
-            &st, e);
+    int rc = db_prepare(
+        db,
+        "INSERT INTO event_type(id,name) VALUES(?1,?2) ON CONFLICT(id) DO UPDATE SET name=excluded.name "
+        "WHERE name<>excluded.name",
+        &st, e);
     const struct event_info *info;
     for (size_t i = 0; rc == ST_OK && (info = event_at(i)); i++) {
         sqlite3_bind_int(st, 1, info->type);
@@ -33,10 +48,6 @@ static int fill_event_types(sqlite3 *db, struct err *e)
         sqlite3_reset(st);
     }
     sqlite3_finalize(st);
-    if (rc == ST_OK)
-        rc = db_exec(db, "COMMIT", e);
-    if (rc < 0 && !sqlite3_get_autocommit(db))
-        sqlite3_exec(db, "ROLLBACK", NULL, NULL, NULL);
     return rc;
 }
 
@@ -62,34 +73,119 @@ static int read_state(struct batch_writer *w, struct err *e)
     return rc;
 }
 
-int batch_open(struct batch_writer *w, const char *path, unsigned max_pages, struct err *e)
+/* The open segment, and how many closed ones are in the file. */
+static int read_segments(struct batch_writer *w, struct err *e)
+{
+    struct segment *v = NULL;
+    size_t n = 0;
+    int rc = segment_list(w->db, &v, &n, e);
+    w->live = 0;
+    for (size_t i = 0; rc == ST_OK && i + 1 < n; i++)
+        w->live += !v[i].file[0];
+    if (rc == ST_OK && (!n || v[n - 1].last || v[n - 1].file[0]))
+        rc = err_reason(
+            e, ST_ECORRUPT, "DAMAGED",
+            "audit.db: it has no open segment (is it a sealed one?); run 'strata audit verify', then "
+            "move the file aside");
+    if (rc == ST_OK)
+        w->seg = v[n - 1];
+    free(v);
+    return rc;
+}
+
+static int prepare_insert(struct batch_writer *w, struct err *e)
+{
+    char sql[256];
+    sqlite3_finalize(w->insert);
+    w->insert = NULL;
+    snprintf(sql, sizeof sql,
+             "INSERT INTO audit_%06lld(" SEGMENT_COLUMNS
+             ") VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13)",
+             (long long)w->seg.n);
+    return db_prepare(w->db, sql, &w->insert, e);
+}
+
+static int prepare_all(struct batch_writer *w, struct err *e)
+{
+    const struct {
+        sqlite3_stmt **st;
+        const char *sql;
+    } all[] = {
+        {&w->seal, "INSERT INTO seal(first,last,ts_min,ts_max,prev,hash) VALUES(?1,?2,?3,?4,?5,?6)"},
+        {&w->state, "UPDATE state SET size=?1,head=?2,drained=?3"},
+        {&w->checkpoint,
+         "INSERT OR REPLACE INTO checkpoint(size,head,ts_us,key_id,sig) VALUES(?1,?2,?3,?4,?5)"},
+        {&w->minute, "INSERT INTO rate_1m(minute,event,severity,result,n) VALUES(?1,?2,?3,?4,?5) ON CONFLICT "
+                     "DO UPDATE SET n=n+excluded.n"},
+        {&w->hour, "INSERT INTO rate_1h(hour,event,severity,result,n) VALUES(?1,?2,?3,?4,?5) ON CONFLICT DO "
+                   "UPDATE SET n=n+excluded.n"},
+        {&w->name_get, "SELECT id FROM name WHERE text=?1"},
+        {&w->name_put, "INSERT INTO name(text) VALUES(?1)"},
+    };
+    int rc = prepare_insert(w, e);
+    for (size_t i = 0; rc == ST_OK && i < sizeof all / sizeof all[0]; i++)
+        rc = db_prepare(w->db, all[i].sql, all[i].st, e);
+    return rc;
+}
+
+static int on_commit(void *arg, sqlite3 *db, const char *name, int pages)
+{
+    (void)db;
+    (void)name;
+    ((struct batch_writer *)arg)->wal_pages = pages;
+    return SQLITE_OK;
+}
+
+/* The latest checkpoint, so that witnesses hear of it before the next. */
+static int read_signed_head(struct batch_writer *w, struct err *e)
+{
+    sqlite3_stmt *st = NULL;
+    int rc = db_prepare(w->db, "SELECT size,ts_us,head,key_id,sig FROM checkpoint ORDER BY size DESC LIMIT 1",
+                        &st, e);
+    if (rc < 0)
+        return rc;
+    int step = sqlite3_step(st);
+    struct audit_head *h = &w->signed_head;
+    if (step == SQLITE_ROW && sqlite3_column_bytes(st, 2) == CHAIN_HASH &&
+        sqlite3_column_bytes(st, 4) <= (int)sizeof h->sig) {
+        h->size = sqlite3_column_int64(st, 0);
+        h->ts_us = sqlite3_column_int64(st, 1);
+        memcpy(h->head, sqlite3_column_blob(st, 2), CHAIN_HASH);
+        str_copy(h->key_id, sizeof h->key_id, db_text(st, 3));
+        h->sig_len = (size_t)sqlite3_column_bytes(st, 4);
+        if (h->sig_len)
+            memcpy(h->sig, sqlite3_column_blob(st, 4), h->sig_len);
+    }
+    rc = step == SQLITE_ROW || step == SQLITE_DONE ? ST_OK
+                                                   : db_fail(w->db, step, "reading the checkpoints", e);
+    sqlite3_finalize(st);
+    return rc;
+}
+
+int batch_open(struct batch_writer *w, const char *path, unsigned max_pages, int64_t now_us, struct err *e)
 {
     memset(w, 0, sizeof *w);
     int rc = db_open(&w->db, path, &audit_db_kind, max_pages, e);
     if (rc < 0)
         return rc;
-    const struct {
-        sqlite3_stmt **st;
-        const char *sql;
-    } all[] = {
-        {&w->insert,
-         "INSERT INTO audit(id,ts_us,event,severity,result,principal,device,node,session,job,operation,error,"
-         "meta) VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13)"},
-        {&w->seal, "INSERT INTO seal(first,last,ts_min,ts_max,prev,hash) VALUES(?1,?2,?3,?4,?5,?6)"},
-        {&w->state, "UPDATE state SET size=?1,head=?2,drained=?3"},
-        {&w->checkpoint,
-         "INSERT OR REPLACE INTO checkpoint(size,head,ts_us,key_id,sig) VALUES(?1,?2,?3,?4,?5)"},
-        {&w->rate, "INSERT INTO rate_1m(minute,event,severity,result,n) VALUES(?1,?2,?3,?4,?5) ON CONFLICT "
-                   "DO UPDATE SET "
-                   "n=n+excluded.n"},
-        {&w->name_get, "SELECT id FROM name WHERE text=?1"},
-        {&w->name_put, "INSERT INTO name(text) VALUES(?1)"},
-    };
-    rc = fill_event_types(w->db, e);
-    for (size_t i = 0; rc == ST_OK && i < sizeof all / sizeof all[0]; i++)
-        rc = db_prepare(w->db, all[i].sql, all[i].st, e);
+    rc = begin(w, e);
+    if (rc == ST_OK) {
+        rc = fill_event_types(w->db, e);
+        if (rc == ST_OK)
+            rc = segment_views(w->db, e);
+        rc = finish(w, rc, e);
+    }
     if (rc == ST_OK)
         rc = read_state(w, e);
+    if (rc == ST_OK)
+        rc = read_segments(w, e);
+    if (rc == ST_OK)
+        rc = read_signed_head(w, e);
+    sqlite3_wal_hook(w->db, on_commit, w);
+    if (rc == ST_OK && !w->seg.opened_us)
+        w->seg.opened_us = now_us;
+    if (rc == ST_OK)
+        rc = prepare_all(w, e);
     if (rc == ST_OK && (map_new(&w->names, rng_system()) < 0 || chain_init(&w->chain) < 0))
         rc = err_set(e, ST_ENOMEM, "audit.db: out of memory");
     if (rc < 0)
@@ -99,7 +195,8 @@ int batch_open(struct batch_writer *w, const char *path, unsigned max_pages, str
 
 void batch_close(struct batch_writer *w)
 {
-    sqlite3_stmt *all[] = {w->insert, w->seal, w->state, w->checkpoint, w->rate, w->name_get, w->name_put};
+    sqlite3_stmt *all[] = {w->insert, w->seal, w->state,    w->checkpoint,
+                           w->minute, w->hour, w->name_get, w->name_put};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
         sqlite3_finalize(all[i]);
     map_free(w->names);
@@ -163,9 +260,10 @@ void batch_strings(const struct audit_event *e, const char *out[CHAIN_STRINGS])
         out[i] = s[i] ? s[i] : "";
 }
 
-static void decode(const struct rec *r, struct audit_event *ev)
+/* What came through the ring was encoded a moment ago by this process; the outbox lay on a disk. */
+static void decode(const struct batch_item *it, struct audit_event *ev)
 {
-    if (event_decode(r->data, r->len, ev) == ST_OK)
+    if ((it->seq ? event_decode(it->p, it->n, ev) : event_decode_ours(it->p, it->n, ev)) == ST_OK)
         return;
     *ev = event_make(EV_AUDIT_LOSS, EVENT_FAILURE, 0);
     ev->operation = "drain";
@@ -205,16 +303,24 @@ static int write_row(struct batch_writer *w, int64_t id, const struct audit_even
     return run(w, st, "writing an audit row", e);
 }
 
+static int add_rate(struct batch_writer *w, sqlite3_stmt *st, int64_t slot, const struct rate *r,
+                    struct err *e)
+{
+    sqlite3_bind_int64(st, 1, slot);
+    sqlite3_bind_int(st, 2, r->event);
+    sqlite3_bind_int(st, 3, r->severity);
+    sqlite3_bind_int(st, 4, r->result);
+    sqlite3_bind_int64(st, 5, r->n);
+    return run(w, st, "writing the rates", e);
+}
+
 static int write_rates(struct batch_writer *w, struct rate *r, size_t *n, struct err *e)
 {
     int rc = ST_OK;
     for (size_t i = 0; rc == ST_OK && i < *n; i++) {
-        sqlite3_bind_int64(w->rate, 1, r[i].minute);
-        sqlite3_bind_int(w->rate, 2, r[i].event);
-        sqlite3_bind_int(w->rate, 3, r[i].severity);
-        sqlite3_bind_int(w->rate, 4, r[i].result);
-        sqlite3_bind_int64(w->rate, 5, r[i].n);
-        rc = run(w, w->rate, "writing the rates", e);
+        rc = add_rate(w, w->minute, r[i].minute, &r[i], e);
+        if (rc == ST_OK)
+            rc = add_rate(w, w->hour, r[i].minute / 60, &r[i], e);
     }
     *n = 0;
     return rc;
@@ -224,7 +330,7 @@ static int count_rate(struct batch_writer *w, struct rate r[RATES], size_t *n, c
                       struct err *e)
 {
     int64_t minute = ev->time_us / 60000000;
-    for (size_t i = 0; i < *n; i++)
+    for (size_t i = *n; i-- > 0;) /* the latest first: rows of one kind come together */
         if (r[i].minute == minute && r[i].event == ev->type && r[i].severity == ev->severity &&
             r[i].result == ev->result) {
             r[i].n++;
@@ -252,7 +358,18 @@ static int write_checkpoint(struct batch_writer *w, int64_t size, const uint8_t 
     sqlite3_bind_int64(w->checkpoint, 3, cp->ts_us);
     sqlite3_bind_text(w->checkpoint, 4, cp->signer->key_id ? cp->signer->key_id : "", -1, SQLITE_STATIC);
     sqlite3_bind_blob(w->checkpoint, 5, sig, (int)n, SQLITE_STATIC);
-    return run(w, w->checkpoint, "writing a checkpoint", e);
+    rc = run(w, w->checkpoint, "writing a checkpoint", e);
+    if (rc < 0)
+        return rc;
+    w->signed_head = (struct audit_head){.size = size, .ts_us = cp->ts_us};
+    memcpy(w->signed_head.head, head, CHAIN_HASH);
+    str_copy(w->signed_head.key_id, sizeof w->signed_head.key_id,
+             cp->signer->key_id ? cp->signer->key_id : "");
+    if (n <= sizeof w->signed_head.sig) {
+        memcpy(w->signed_head.sig, sig, n);
+        w->signed_head.sig_len = n;
+    }
+    return ST_OK;
 }
 
 static int write_seal(struct batch_writer *w, int64_t last, const int64_t span[2], const uint8_t *hash,
@@ -273,7 +390,7 @@ static int write_seal(struct batch_writer *w, int64_t last, const int64_t span[2
     return run(w, w->state, "sealing a batch", e);
 }
 
-static int write_all(struct batch_writer *w, struct rec *const *recs, size_t n,
+static int write_all(struct batch_writer *w, const struct batch_item *items, size_t n,
                      const struct batch_checkpoint *cp, uint8_t hash[CHAIN_HASH], uint64_t *drained,
                      struct err *e)
 {
@@ -282,11 +399,11 @@ static int write_all(struct batch_writer *w, struct rec *const *recs, size_t n,
     int64_t span[2] = {INT64_MAX, INT64_MIN}, last = w->size + (int64_t)n;
     for (size_t i = 0; i < n; i++) {
         struct audit_event *ev = &w->events[i];
-        decode(recs[i], ev);
+        decode(&items[i], ev);
         span[0] = ev->time_us < span[0] ? ev->time_us : span[0];
         span[1] = ev->time_us > span[1] ? ev->time_us : span[1];
-        if (recs[i]->seq > *drained)
-            *drained = recs[i]->seq;
+        if (items[i].seq > *drained)
+            *drained = items[i].seq;
     }
     if (chain_begin(&w->chain, w->head, w->size + 1, last, span[0], span[1]) < 0)
         return err_set(e, ST_EINTERNAL, "audit.db: cannot start a hash");
@@ -307,11 +424,12 @@ static int write_all(struct batch_writer *w, struct rec *const *recs, size_t n,
     return rc;
 }
 
-int batch_write(struct batch_writer *w, struct rec *const *recs, size_t n, const struct batch_checkpoint *cp,
-                struct err *e)
+int batch_write(struct batch_writer *w, const struct batch_item *items, size_t n,
+                const struct batch_checkpoint *cp, struct err *e)
 {
-    uint8_t hash[CHAIN_HASH];
+    uint8_t hash[CHAIN_HASH] = {0};
     uint64_t drained = w->drained;
+    w->tried_size = 0;
     if (!w->names || map_count(w->names) > NAMES_MAX)
         forget_names(w);
     if (n > w->events_cap) {
@@ -321,14 +439,14 @@ int batch_write(struct batch_writer *w, struct rec *const *recs, size_t n, const
         w->events = v;
         w->events_cap = n;
     }
-    int rc = db_exec(w->db, "BEGIN IMMEDIATE", e);
-    if (rc == ST_OK)
-        rc = write_all(w, recs, n, cp, hash, &drained, e);
-    if (rc == ST_OK)
-        rc = db_exec(w->db, "COMMIT", e);
+    int rc = begin(w, e);
+    if (rc == ST_OK) {
+        rc = write_all(w, items, n, cp, hash, &drained, e);
+        w->tried_size = rc == ST_OK ? w->size + (int64_t)n : 0;
+        memcpy(w->tried_head, hash, CHAIN_HASH);
+        rc = finish(w, rc, e);
+    }
     if (rc < 0) {
-        if (!sqlite3_get_autocommit(w->db))
-            sqlite3_exec(w->db, "ROLLBACK", NULL, NULL, NULL);
         forget_names(w);
         return rc;
     }
@@ -336,4 +454,97 @@ int batch_write(struct batch_writer *w, struct rec *const *recs, size_t n, const
     w->drained = drained;
     memcpy(w->head, hash, CHAIN_HASH);
     return ST_OK;
+}
+
+int batch_checkpoint(struct batch_writer *w, const struct batch_checkpoint *cp, struct err *e)
+{
+    int rc = begin(w, e);
+    return rc < 0 ? rc : finish(w, write_checkpoint(w, w->size, w->head, cp, e), e);
+}
+
+static int close_segment(struct batch_writer *w, struct err *e)
+{
+    sqlite3_stmt *st = NULL;
+    int rc = db_prepare(w->db,
+                        "UPDATE segment SET last=?2,head=?3,"
+                        "ts_min=(SELECT min(ts_min) FROM seal WHERE first BETWEEN ?4 AND ?2),"
+                        "ts_max=(SELECT max(ts_max) FROM seal WHERE first BETWEEN ?4 AND ?2) WHERE n=?1",
+                        &st, e);
+    if (rc < 0)
+        return rc;
+    sqlite3_bind_int64(st, 1, w->seg.n);
+    sqlite3_bind_int64(st, 2, w->size);
+    sqlite3_bind_blob(st, 3, w->head, CHAIN_HASH, SQLITE_STATIC);
+    sqlite3_bind_int64(st, 4, w->seg.first);
+    rc = run(w, st, "closing a segment", e);
+    sqlite3_finalize(st);
+    return rc;
+}
+
+int batch_rotate(struct batch_writer *w, const struct batch_checkpoint *cp, struct err *e)
+{
+    struct segment next = {.n = w->seg.n + 1, .first = w->size + 1, .opened_us = cp->ts_us}, old = w->seg;
+    memcpy(next.prev, w->head, CHAIN_HASH);
+    int rc = begin(w, e);
+    if (rc < 0)
+        return rc;
+    rc = close_segment(w, e);
+    if (rc == ST_OK)
+        rc = write_checkpoint(w, w->size, w->head, cp, e);
+    if (rc == ST_OK)
+        rc = segment_create(w->db, &next, e);
+    if (rc == ST_OK)
+        rc = segment_views(w->db, e);
+    w->seg = next;
+    if (rc == ST_OK)
+        rc = prepare_insert(w, e);
+    rc = finish(w, rc, e);
+    if (rc < 0) {
+        w->seg = old;
+        int again = prepare_insert(w, NULL);
+        return again < 0 && rc == ST_OK ? again : rc;
+    }
+    w->live++;
+    return ST_OK;
+}
+
+int batch_drop(struct batch_writer *w, const struct seal_result *r, struct err *e)
+{
+    char sql[600], hex[2 * CHAIN_HASH + 1];
+    hex_encode(hex, r->sha256, CHAIN_HASH);
+    /* Checkpoints stay, for they are few and tell of the chain before the rows that are here. */
+    snprintf(sql, sizeof sql,
+             "DROP TABLE audit_%06lld; DELETE FROM seal WHERE first BETWEEN %lld AND %lld;"
+             "UPDATE segment SET file='%s',sha256=x'%s' WHERE n=%lld",
+             (long long)r->n, (long long)r->first, (long long)r->last, r->file, hex, (long long)r->n);
+    int rc = begin(w, e);
+    if (rc < 0)
+        return rc;
+    rc = db_exec(w->db, sql, e);
+    if (rc == ST_OK)
+        rc = segment_views(w->db, e);
+    rc = finish(w, rc, e);
+    if (rc == ST_OK && w->live)
+        w->live--;
+    return rc;
+}
+
+int batch_retire(struct batch_writer *w, int64_t before_us, struct segment *out, struct err *e)
+{
+    struct segment *v = NULL;
+    size_t n = 0, i = 0;
+    char sql[80];
+    int rc = segment_list(w->db, &v, &n, e);
+    while (rc == ST_OK && i < n && v[i].retired)
+        i++;
+    /* Oldest first and without gaps: what is kept is always the end of the chain. */
+    if (rc == ST_OK && (i == n || !v[i].file[0] || v[i].ts_max >= before_us))
+        rc = ST_ENOENT;
+    if (rc == ST_OK) {
+        *out = v[i];
+        snprintf(sql, sizeof sql, "UPDATE segment SET retired=1 WHERE n=%lld", (long long)v[i].n);
+        rc = db_exec(w->db, sql, e);
+    }
+    free(v);
+    return rc;
 }

@@ -1,71 +1,26 @@
-/* Queries on a read-only connection of their own. */
+/* Queries on read-only connections of their own, segment by segment: in the live file, then in the sealed
+ * ones. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "coordinator/audit/audit_priv.h"
 
 #define LIMIT_DEFAULT 1000u
 #define LIMIT_MAX 100000u
+#define NAMES 5u
 
-/* The WHERE clause; parameter numbers are fixed, so binding does not depend on what is there. */
-static int build_sql(const struct audit_filter *f, struct buf *sql)
-{
-    static const char *const head =
-        "SELECT a.id,a.ts_us,a.event,a.severity,a.result,"
-        "(SELECT text FROM name WHERE id=a.principal),(SELECT text FROM name WHERE id=a.device),"
-        "(SELECT text FROM name WHERE id=a.node),(SELECT text FROM name WHERE id=a.session),"
-        "(SELECT text FROM name WHERE id=a.job),(SELECT text FROM name WHERE id=a.operation),a.error,a.meta "
-        "FROM audit a WHERE 1";
-    const struct {
-        const char *value, *sql;
-    } names[] = {{f->principal, " AND a.principal=(SELECT id FROM name WHERE text=?1)"},
-                 {f->node, " AND a.node=(SELECT id FROM name WHERE text=?2)"},
-                 {f->device, " AND a.device=(SELECT id FROM name WHERE text=?3)"},
-                 {f->job, " AND a.job<>0 AND a.job=(SELECT id FROM name WHERE text=?4)"},
-                 {f->session, " AND a.session=(SELECT id FROM name WHERE text=?5)"}};
-    int rc = buf_printf(sql, "%s", head);
-    for (size_t i = 0; rc >= 0 && i < sizeof names / sizeof names[0]; i++)
-        if (names[i].value)
-            rc = buf_printf(sql, "%s", names[i].sql);
-    if (rc >= 0 && f->type) {
-        size_t n = strlen(f->type);
-        bool prefix = n && (f->type[n - 1] == '*' || f->type[n - 1] == '.');
-        rc = buf_printf(sql, " AND a.event IN (SELECT id FROM event_type WHERE %s)",
-                        prefix ? "substr(name,1,length(?6))=?6" : "name=?6");
-    }
-    /* The seals turn a time bound into an id bound, which every index carries. */
-    if (rc >= 0 && f->since_us)
-        rc = buf_printf(
-            sql, " AND a.ts_us>=?7 AND a.id>=(SELECT coalesce(min(first),1) FROM seal WHERE ts_max>=?7)");
-    if (rc >= 0 && f->until_us)
-        rc = buf_printf(sql, " AND a.ts_us<?8");
-    if (rc >= 0 && f->after_id)
-        rc = buf_printf(sql, " AND a.id%s?9", f->descending ? "<" : ">");
-    if (rc >= 0 && f->severity_min > 0)
-        rc = buf_printf(sql, " AND a.severity>=%d", f->severity_min);
-    if (rc >= 0 && f->result >= 0)
-        rc = buf_printf(sql, " AND a.result=%d", f->result);
-    return rc >= 0 ? buf_printf(sql, " ORDER BY a.id%s LIMIT ?10", f->descending ? " DESC" : "") : rc;
-}
-
-static void bind_filter(sqlite3_stmt *st, const struct audit_filter *f)
-{
-    const char *text[] = {f->principal, f->node, f->device, f->job, f->session, f->type};
-    int params = sqlite3_bind_parameter_count(st);
-    for (int i = 0; i < 6; i++) {
-        if (!text[i] || i + 1 > params)
-            continue;
-        size_t n = strlen(text[i]);
-        if (i == 5 && n && text[i][n - 1] == '*')
-            n--;
-        sqlite3_bind_text(st, i + 1, text[i], (int)n, SQLITE_STATIC);
-    }
-    sqlite3_bind_int64(st, 7, f->since_us);
-    sqlite3_bind_int64(st, 8, f->until_us);
-    sqlite3_bind_int64(st, 9, f->after_id);
-    unsigned limit = f->limit ? f->limit : LIMIT_DEFAULT;
-    sqlite3_bind_int64(st, 10, limit < LIMIT_MAX ? limit : LIMIT_MAX);
-}
+struct query {
+    const struct audit_filter *f;
+    int (*fn)(void *arg, const struct audit_event *e);
+    void *arg;
+    unsigned *left;
+    /* the file that is being read */
+    sqlite3 *db;
+    int64_t name[NAMES]; /* numbers of principal, node, device, job, session; 0 = not asked for */
+    int64_t low, high;   /* ids that can match the times */
+    bool none;           /* a name that is not in this file: nothing can match */
+};
 
 static int check_filter(const struct audit_filter *f, struct err *e)
 {
@@ -83,21 +38,159 @@ static int check_filter(const struct audit_filter *f, struct err *e)
     return ST_OK;
 }
 
-int audit_query(const char *path, const struct audit_filter *f,
-                int (*fn)(void *arg, const struct audit_event *e), void *arg, struct err *e)
+static int bound_int(sqlite3 *db, const char *sql, int64_t arg, int64_t fallback, int64_t *out, struct err *e)
 {
-    sqlite3 *db = NULL;
+    sqlite3_stmt *st = NULL;
+    int rc = db_prepare(db, sql, &st, e);
+    if (rc < 0)
+        return rc;
+    sqlite3_bind_int64(st, 1, arg);
+    int step = sqlite3_step(st);
+    *out = step == SQLITE_ROW && sqlite3_column_type(st, 0) != SQLITE_NULL ? sqlite3_column_int64(st, 0)
+                                                                           : fallback;
+    rc = step == SQLITE_ROW || step == SQLITE_DONE ? ST_OK : db_fail(db, step, "reading", e);
+    sqlite3_finalize(st);
+    return rc;
+}
+
+/* Names become numbers, and times ids, which every index carries. */
+static int resolve(struct query *q, struct err *e)
+{
+    const struct audit_filter *f = q->f;
+    const char *text[NAMES] = {f->principal, f->node, f->device, f->job, f->session};
+    sqlite3_stmt *st = NULL;
+    int rc = db_prepare(q->db, "SELECT id FROM name WHERE text=?1", &st, e);
+    q->none = false;
+    for (unsigned i = 0; rc == ST_OK && i < NAMES; i++) {
+        q->name[i] = 0;
+        if (!text[i])
+            continue;
+        sqlite3_bind_text(st, 1, text[i], -1, SQLITE_STATIC);
+        int step = sqlite3_step(st);
+        if (step == SQLITE_ROW)
+            q->name[i] = sqlite3_column_int64(st, 0);
+        else if (step == SQLITE_DONE)
+            q->none = true;
+        else
+            rc = db_fail(q->db, step, "looking a name up", e);
+        sqlite3_reset(st);
+    }
+    sqlite3_finalize(st);
+    q->low = 1;
+    q->high = INT64_MAX;
+    if (rc == ST_OK && f->since_us)
+        rc = bound_int(q->db, "SELECT min(first) FROM seal WHERE ts_max>=?1", f->since_us, INT64_MAX, &q->low,
+                       e);
+    if (rc == ST_OK && f->until_us)
+        rc = bound_int(q->db, "SELECT max(last) FROM seal WHERE ts_min<?1", f->until_us, 0, &q->high, e);
+    if (f->after_id && f->descending && f->after_id - 1 < q->high)
+        q->high = f->after_id - 1;
+    if (f->after_id && !f->descending && f->after_id + 1 > q->low)
+        q->low = f->after_id + 1;
+    return rc;
+}
+
+static const char *index_hint(const struct audit_filter *f)
+{
+    if (f->principal || f->job)
+        return "";
+    return f->severity_min >= EVENT_ERROR ? "critical" : f->result == EVENT_DENIED ? "denied" : "";
+}
+
+/* Parameter numbers are fixed, so binding does not depend on what is there. */
+static int build_sql(const struct query *q, const struct segment *s, struct buf *sql)
+{
+    static const char *const columns[NAMES] = {"principal", "node", "device", "job", "session"};
+    const struct audit_filter *f = q->f;
+    const char *hint = index_hint(f);
+    long long n = s->n;
+    int rc =
+        buf_printf(sql,
+                   "SELECT a.id,a.ts_us,a.event,a.severity,a.result,"
+                   "(SELECT text FROM name WHERE id=a.principal),(SELECT text FROM name WHERE id=a.device),"
+                   "(SELECT text FROM name WHERE id=a.node),(SELECT text FROM name WHERE id=a.session),"
+                   "(SELECT text FROM name WHERE id=a.job),(SELECT text FROM name WHERE id=a.operation),"
+                   "a.error,a.meta FROM audit_%06lld a",
+                   n);
+    if (rc >= 0 && *hint)
+        rc = buf_printf(sql, " INDEXED BY audit_%06lld_%s", n, hint);
+    if (rc >= 0)
+        rc = buf_printf(sql, " WHERE a.id BETWEEN ?1 AND ?2");
+    for (unsigned i = 0; rc >= 0 && i < NAMES; i++)
+        if (q->name[i])
+            rc = buf_printf(sql, " AND %sa.%s=?%u%s", i == 0 || i == 3 ? "" : "+", columns[i], 3 + i,
+                            i == 3 ? " AND a.job<>0" : "");
+    if (rc >= 0 && f->type) {
+        size_t len = strlen(f->type);
+        bool prefix = len && (f->type[len - 1] == '*' || f->type[len - 1] == '.');
+        rc = buf_printf(sql, " AND +a.event IN (SELECT id FROM event_type WHERE %s)",
+                        prefix ? "substr(name,1,length(?8))=?8" : "name=?8");
+    }
+    /* Without an index of its own the time is a filter: the ids do the narrowing. */
+    if (rc >= 0 && f->since_us)
+        rc = buf_printf(sql, " AND %sa.ts_us>=?9", *hint ? "" : "+");
+    if (rc >= 0 && f->until_us)
+        rc = buf_printf(sql, " AND %sa.ts_us<?10", *hint ? "" : "+");
+    if (rc >= 0 && f->severity_min > 0) /* SQLite takes the partial index only for its very condition */
+        rc = buf_printf(sql, " AND a.severity>=%d%s", f->severity_min,
+                        f->severity_min > EVENT_ERROR ? " AND a.severity>=3" : "");
+    if (rc >= 0 && f->result >= 0)
+        rc = buf_printf(sql, " AND a.result=%d", f->result);
+    if (rc >= 0 && f->text)
+        rc = buf_printf(sql, " AND (a.meta LIKE ?11 ESCAPE '\\' OR a.error LIKE ?11 ESCAPE '\\')");
+    return rc >= 0 ? buf_printf(sql, " ORDER BY a.id%s LIMIT ?12", f->descending ? " DESC" : "") : rc;
+}
+
+/* The words as a LIKE pattern in which only our own percent signs are special. */
+static int like_pattern(const char *text, struct buf *out)
+{
+    int rc = buf_append(out, "%", 1);
+    for (const char *p = text; *p && rc == ST_OK; p++) {
+        if (*p == '%' || *p == '_' || *p == '\\')
+            rc = buf_append(out, "\\", 1);
+        if (rc == ST_OK)
+            rc = buf_append(out, p, 1);
+    }
+    return rc == ST_OK ? buf_append(out, "%", 1) : rc;
+}
+
+static int bind_filter(const struct query *q, sqlite3_stmt *st)
+{
+    const struct audit_filter *f = q->f;
+    struct buf like = {0};
+    int params = sqlite3_bind_parameter_count(st), rc = ST_OK;
+    sqlite3_bind_int64(st, 1, q->low);
+    sqlite3_bind_int64(st, 2, q->high);
+    for (int i = 0; i < (int)NAMES; i++)
+        if (q->name[i] && 3 + i <= params)
+            sqlite3_bind_int64(st, 3 + i, q->name[i]);
+    if (f->type) {
+        size_t n = strlen(f->type);
+        sqlite3_bind_text(st, 8, f->type, (int)(n && f->type[n - 1] == '*' ? n - 1 : n), SQLITE_STATIC);
+    }
+    sqlite3_bind_int64(st, 9, f->since_us);
+    sqlite3_bind_int64(st, 10, f->until_us);
+    if (f->text) {
+        rc = like_pattern(f->text, &like);
+        if (rc == ST_OK)
+            sqlite3_bind_text(st, 11, buf_cstr(&like), -1, SQLITE_TRANSIENT);
+        buf_fini(&like);
+    }
+    sqlite3_bind_int64(st, 12, *q->left);
+    return rc;
+}
+
+static int query_segment(struct query *q, const struct segment *s, struct err *e)
+{
     sqlite3_stmt *st = NULL;
     struct buf sql = {0};
-    int rc = check_filter(f, e), step = SQLITE_DONE;
-    if (rc == ST_OK)
-        rc = db_open_ro(&db, path, &audit_db_kind, e);
-    if (rc == ST_OK && build_sql(f, &sql) < 0)
+    int step = SQLITE_DONE;
+    if (q->low > (s->last ? s->last : INT64_MAX) || q->high < s->first || q->low > q->high)
+        return ST_OK;
+    int rc = build_sql(q, s, &sql) < 0 ? err_set(e, ST_ENOMEM, "audit query: out of memory")
+                                       : db_prepare(q->db, buf_cstr(&sql), &st, e);
+    if (rc == ST_OK && bind_filter(q, st) < 0)
         rc = err_set(e, ST_ENOMEM, "audit query: out of memory");
-    if (rc == ST_OK)
-        rc = db_prepare(db, buf_cstr(&sql), &st, e);
-    if (rc == ST_OK)
-        bind_filter(st, f);
     while (rc == ST_OK && (step = sqlite3_step(st)) == SQLITE_ROW) {
         struct audit_event ev = {.id = sqlite3_column_int64(st, 0),
                                  .time_us = sqlite3_column_int64(st, 1),
@@ -112,12 +205,84 @@ int audit_query(const char *path, const struct audit_filter *f,
                                  .operation = db_text(st, 10),
                                  .error = db_text(st, 11),
                                  .meta = db_text(st, 12)};
-        rc = fn(arg, &ev);
+        --*q->left;
+        rc = q->fn(q->arg, &ev);
     }
     if (rc == ST_OK && step != SQLITE_DONE)
-        rc = db_fail(db, step, "querying the audit rows", e);
+        rc = db_fail(q->db, step, "querying the audit rows", e);
     sqlite3_finalize(st);
     buf_fini(&sql);
-    db_close(db);
+    return rc;
+}
+
+/* Opens the file for one consistent look at it. */
+static int open_file(struct query *q, const char *path, struct segment **v, size_t *n, struct err *e)
+{
+    int rc = db_open_ro(&q->db, path, &audit_db_kind, e);
+    if (rc == ST_OK)
+        rc = db_exec(q->db, "BEGIN", e);
+    if (rc == ST_OK)
+        rc = segment_list(q->db, v, n, e);
+    return rc == ST_OK ? resolve(q, e) : rc;
+}
+
+/* The segments that lie in the open file, in the direction asked for. */
+static int query_here(struct query *q, const struct segment *v, size_t n, struct err *e)
+{
+    int rc = ST_OK;
+    for (size_t i = 0; rc == ST_OK && i < n && *q->left && !q->none; i++) {
+        const struct segment *s = &v[q->f->descending ? n - 1 - i : i];
+        if (!s->file[0])
+            rc = query_segment(q, s, e);
+    }
+    return rc;
+}
+
+static int query_sealed(struct query q, const char *path, const struct segment *v, size_t n, struct err *e)
+{
+    const struct audit_filter *f = q.f;
+    char file[1024];
+    int rc = ST_OK;
+    for (size_t i = 0; rc == ST_OK && i < n && *q.left; i++) {
+        const struct segment *s = &v[f->descending ? n - 1 - i : i];
+        struct segment *in = NULL;
+        size_t n_in = 0;
+        if (!s->file[0] || s->retired || (f->since_us && s->ts_max < f->since_us) ||
+            (f->until_us && s->ts_min >= f->until_us) ||
+            (f->after_id && (f->descending ? s->first >= f->after_id : s->last <= f->after_id)))
+            continue;
+        q.db = NULL;
+        rc = segment_path(file, path, s->file) < 0
+                 ? err_set(e, ST_ELIMIT, "%s: the path of its sealed segments is too long", path)
+                 : open_file(&q, file, &in, &n_in, e);
+        if (rc == ST_OK)
+            rc = query_here(&q, in, n_in, e);
+        free(in);
+        db_close(q.db);
+    }
+    return rc;
+}
+
+int audit_query(const char *path, const struct audit_filter *f,
+                int (*fn)(void *arg, const struct audit_event *e), void *arg, struct err *e)
+{
+    unsigned left = f->limit ? f->limit : LIMIT_DEFAULT;
+    struct query q = {.f = f, .fn = fn, .arg = arg, .left = &left};
+    struct segment *v = NULL;
+    size_t n = 0;
+    if (left > LIMIT_MAX)
+        left = LIMIT_MAX;
+    int rc = check_filter(f, e);
+    if (rc == ST_OK)
+        rc = open_file(&q, path, &v, &n, e);
+    /* The live file stays open throughout, so a segment that is sealed meanwhile is read exactly once. */
+    if (rc == ST_OK && !f->descending)
+        rc = query_sealed(q, path, v, n, e);
+    if (rc == ST_OK)
+        rc = query_here(&q, v, n, e);
+    if (rc == ST_OK && f->descending)
+        rc = query_sealed(q, path, v, n, e);
+    free(v);
+    db_close(q.db);
     return rc;
 }

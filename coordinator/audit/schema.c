@@ -1,20 +1,5 @@
-/* audit.db. The views are the public interface; the tables may change with a migration. */
+/* audit.db. The views (segment.c) are the public interface; the tables may change with a migration. */
 #include "coordinator/audit/audit_priv.h"
-
-/* The conditions of the views below stand on the table's own columns, so that its partial indexes serve them.
- */
-#define ROWS                                                                                                 \
-    "SELECT a.id AS id, a.ts_us AS time_us, a.ts_us/1000000.0 AS time, t.name AS type,"                      \
-    " CASE a.severity WHEN 0 THEN 'debug' WHEN 1 THEN 'info' WHEN 2 THEN 'warning' WHEN 3 THEN 'error'"      \
-    " ELSE 'critical' END AS severity, a.severity AS severity_level,"                                        \
-    " CASE a.result WHEN 0 THEN 'success' WHEN 1 THEN 'failure' ELSE 'denied' END AS result,"                \
-    " p.text AS principal, d.text AS device, n.text AS node, s.text AS session, j.text AS job, o.text AS "   \
-    "operation,"                                                                                             \
-    " a.error AS error, a.meta AS meta FROM audit a LEFT JOIN event_type t ON t.id=a.event"                  \
-    " LEFT JOIN name p ON p.id=a.principal LEFT JOIN name d ON d.id=a.device LEFT JOIN name n ON "           \
-    "n.id=a.node"                                                                                            \
-    " LEFT JOIN name s ON s.id=a.session LEFT JOIN name j ON j.id=a.job LEFT JOIN name o ON "                \
-    "o.id=a.operation"
 
 static const char *const steps[] = {
     /* 0 → 1. Names are numbers in the rows, for small rows and lean indexes; number 0 is the empty name. */
@@ -27,11 +12,6 @@ static const char *const steps[] = {
     " job INTEGER NOT NULL, operation INTEGER NOT NULL, error TEXT, meta TEXT CHECK(meta IS NULL OR "
     "json_valid(meta))) "
     "STRICT;"
-    "CREATE INDEX audit_time ON audit(ts_us);"
-    "CREATE INDEX audit_principal ON audit(principal);"
-    "CREATE INDEX audit_critical ON audit(ts_us) WHERE severity>=3;"
-    "CREATE INDEX audit_denied ON audit(ts_us) WHERE result=2;"
-    "CREATE INDEX audit_job ON audit(job) WHERE job<>0;"
     /* One row a batch: the chain, and the way from times to ids. */
     "CREATE TABLE seal(first INTEGER PRIMARY KEY, last INTEGER NOT NULL, ts_min INTEGER NOT NULL,"
     " ts_max INTEGER NOT NULL, prev BLOB NOT NULL, hash BLOB NOT NULL) STRICT;"
@@ -44,16 +24,28 @@ static const char *const steps[] = {
     "INSERT INTO state VALUES(1,0,zeroblob(32),0);"
     "CREATE TABLE rate_1m(minute INTEGER NOT NULL, event INTEGER NOT NULL, severity INTEGER NOT NULL,"
     " result INTEGER NOT NULL, n INTEGER NOT NULL, PRIMARY KEY(minute,event,severity,result)) STRICT, "
+    "WITHOUT ROWID;",
+    /* 1 → 2. Rows lie in a table a segment, so that no index grows without bound and old rows leave by
+     * dropping a table. What was one table becomes the first segment. */
+    "DROP VIEW IF EXISTS v_audit; DROP VIEW IF EXISTS v_denied; DROP VIEW IF EXISTS v_critical;"
+    "DROP VIEW IF EXISTS v_job; DROP VIEW IF EXISTS v_rate_1m;"
+    "DROP INDEX IF EXISTS audit_time; DROP INDEX IF EXISTS audit_principal;"
+    "DROP INDEX IF EXISTS audit_critical; DROP INDEX IF EXISTS audit_denied; DROP INDEX IF EXISTS audit_job;"
+    "ALTER TABLE audit RENAME TO audit_000001;"
+    "CREATE INDEX audit_000001_time ON audit_000001(ts_us);"
+    "CREATE INDEX audit_000001_principal ON audit_000001(principal);"
+    "CREATE INDEX audit_000001_critical ON audit_000001(ts_us) WHERE severity>=3;"
+    "CREATE INDEX audit_000001_denied ON audit_000001(ts_us) WHERE result=2;"
+    "CREATE INDEX audit_000001_job ON audit_000001(job) WHERE job<>0;"
+    "CREATE TABLE segment(n INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL,"
+    " ts_min INTEGER NOT NULL, ts_max INTEGER NOT NULL, opened_us INTEGER NOT NULL, prev BLOB NOT NULL,"
+    " head BLOB NOT NULL, file TEXT NOT NULL, sha256 BLOB NOT NULL, retired INTEGER NOT NULL) STRICT;"
+    "INSERT INTO segment SELECT 1,1,0,0,0,coalesce((SELECT min(ts_us) FROM audit_000001),0),zeroblob(32),"
+    "zeroblob(32),'',zeroblob(32),0;"
+    "CREATE TABLE rate_1h(hour INTEGER NOT NULL, event INTEGER NOT NULL, severity INTEGER NOT NULL,"
+    " result INTEGER NOT NULL, n INTEGER NOT NULL, PRIMARY KEY(hour,event,severity,result)) STRICT, "
     "WITHOUT ROWID;"
-    "CREATE VIEW v_audit AS " ROWS ";"
-    "CREATE VIEW v_denied AS " ROWS " WHERE a.result=2;"
-    "CREATE VIEW v_critical AS " ROWS " WHERE a.severity>=3;"
-    "CREATE VIEW v_job AS " ROWS " WHERE a.job<>0;"
-    "CREATE VIEW v_rate_1m AS SELECT r.minute*60000000 AS time_us, r.minute*60.0 AS time, t.name AS type,"
-    " CASE r.severity WHEN 0 THEN 'debug' WHEN 1 THEN 'info' WHEN 2 THEN 'warning' WHEN 3 THEN 'error'"
-    " ELSE 'critical' END AS severity,"
-    " CASE r.result WHEN 0 THEN 'success' WHEN 1 THEN 'failure' ELSE 'denied' END AS result, r.n AS n"
-    " FROM rate_1m r LEFT JOIN event_type t ON t.id=r.event;",
+    "INSERT INTO rate_1h SELECT minute/60,event,severity,result,sum(n) FROM rate_1m GROUP BY 1,2,3,4;",
 };
 
 const struct db_kind audit_db_kind = {
@@ -61,5 +53,5 @@ const struct db_kind audit_db_kind = {
     .what = "audit.db",
     .steps = steps,
     .n_steps = sizeof steps / sizeof steps[0],
-    .checkpoint_pages = 16000,
+    .checkpoint_pages = 0, /* the keeper's business: a commit must not wait for it */
 };

@@ -1,4 +1,4 @@
-/* strata node token, user create, login: how nodes and users come to a cluster. */
+/* strata node token, user token, login: how nodes and users come to a cluster. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -158,7 +158,7 @@ int ctl_node_token(struct ctl *c, int argc, char **argv)
     return ctl_usage("node token create|list|revoke");
 }
 
-int ctl_user_create(struct ctl *c, int argc, char **argv)
+int ctl_user_token(struct ctl *c, int argc, char **argv)
 {
     const char *ttl = NULL;
     const struct ctl_opt opts[] = {{.name = "ttl", .value = &ttl}};
@@ -167,7 +167,7 @@ int ctl_user_create(struct ctl *c, int argc, char **argv)
     if (n < 0)
         return 2;
     if (n != 1)
-        return ctl_usage("user create takes one name: strata user create alice [--ttl 24h]");
+        return ctl_usage("user token takes one name: strata user token alice [--ttl 24h]");
     if (ttl && (parse_duration_ns(ttl, &ns) < 0 || !ns))
         return ctl_usage("--ttl: '%s' is no duration such as 24h", ttl);
     return create(c, "user", argv[0], NULL, 1, ns);

@@ -2,17 +2,34 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/base/str.h"
 #include "coordinator/jobs/jobs_priv.h"
 
-struct cancel {
-    struct job *j;
+struct job_ask {
+    char principal[80];
     jobs_call_fn fn;
     void *arg;
+    struct job_ask *next;
+};
+
+static void answer_all(struct job_ask *a, int rc, const struct err *e)
+{
+    while (a) {
+        struct job_ask *next = a->next;
+        a->fn(a->arg, rc, e);
+        free(a);
+        a = next;
+    }
+}
+
+struct cancelling {
+    struct job *j;
+    struct job_ask *asks;
 };
 
 static void cancelled(void *arg, int rc, const struct err *e)
 {
-    struct cancel *c = arg;
+    struct cancelling *c = arg;
     struct job *j = c->j;
     j->moving = false;
     if (rc == ST_OK) {
@@ -21,49 +38,81 @@ static void cancelled(void *arg, int rc, const struct err *e)
         strcpy(j->reason_code, "CANCELLED");
         strcpy(j->reason, "cancelled");
         job_changed(j);
+    } else {
+        j->stalled = true; /* the pump was kept off while this was on its way */
     }
-    c->fn(c->arg, rc, e);
+    answer_all(c->asks, rc, e);
     free(c);
     job_pump(j);
 }
 
-void jobs_cancel(struct jobs *js, struct job *j, const char *principal, jobs_call_fn fn, void *arg)
+static void cancel_start(struct job *j)
 {
-    struct err e = {0};
-    if (job_ended(j->state) || j->state == JOB_RELEASING) {
-        fn(arg, ST_OK, &e); /* repeated: it is already on its way out */
-        return;
-    }
-    if (j->moving) {
-        err_set(&e, ST_EAGAIN, "job %s is changing state just now: try again", j->id);
-        fn(arg, ST_EAGAIN, &e);
-        return;
-    }
-    struct cancel *c = calloc(1, sizeof *c);
-    struct store_txn *t = store_txn_new();
-    if (!c || !t) {
+    struct jobs *js = j->jobs;
+    struct cancelling *c = malloc(sizeof *c);
+    struct store_txn *t = c ? store_txn_new() : NULL;
+    struct err e;
+    if (!t) {
         free(c);
-        store_txn_free(t);
-        fn(arg, ST_ENOMEM, &e);
+        err_set(&e, ST_ENOMEM, "no memory to cancel job %s", j->id);
+        struct job_ask *asks = j->cancels;
+        j->cancels = NULL;
+        answer_all(asks, ST_ENOMEM, &e);
         return;
     }
-    *c = (struct cancel){j, fn, arg};
+    *c = (struct cancelling){j, j->cancels};
+    j->cancels = NULL;
     store_txn_job_state(t, j->id, j->state, JOB_RELEASING, "cancelled", NULL, jobs_now(js));
     struct audit_event ev = event_make(EV_JOB_RELEASING, EVENT_SUCCESS, jobs_now(js));
     struct event_meta m = {0};
     event_meta_str(&m, "reason", "CANCELLED");
-    ev.principal = principal; /* who asked, who need not be the owner */
+    ev.principal = c->asks->principal; /* who asked, who need not be the owner */
     ev.job = j->id;
     ev.operation = "job.cancel";
     ev.meta = event_meta_text(&m);
     store_txn_event(t, &ev);
     event_meta_fini(&m);
     j->moving = true;
-    int rc = store_submit(js->cfg.store, t, cancelled, c);
+    int rc = jobs_store(js, t, cancelled, c);
     if (rc < 0) {
         err_set(&e, rc, "state.db does not take it now (%s): try again", status_name(rc));
         cancelled(c, rc, &e);
     }
+}
+
+bool job_cancel_waiting(struct job *j)
+{
+    if (!j->cancels || j->moving)
+        return false;
+    if (job_ended(j->state) || j->state == JOB_RELEASING) {
+        struct job_ask *asks = j->cancels;
+        j->cancels = NULL;
+        answer_all(asks, ST_OK, &(struct err){0});
+        return false;
+    }
+    cancel_start(j);
+    return true;
+}
+
+void jobs_cancel(struct jobs *js, struct job *j, const char *principal, jobs_call_fn fn, void *arg)
+{
+    struct err e = {0};
+    if (!j->moving && (job_ended(j->state) || j->state == JOB_RELEASING)) {
+        fn(arg, ST_OK, &e); /* repeated: it is already on its way out */
+        return;
+    }
+    struct job_ask *a = js->stopping ? NULL : malloc(sizeof *a);
+    if (!a) {
+        int rc = js->stopping ? err_set(&e, ST_ECLOSED, "the coordinator stops: ask again when it is back")
+                              : err_set(&e, ST_ENOMEM, "no memory to cancel job %s", j->id);
+        fn(arg, rc, &e);
+        return;
+    }
+    /* A move on its way to disk is let through first; the release is the next one. */
+    *a = (struct job_ask){.fn = fn, .arg = arg, .next = j->cancels};
+    str_copy(a->principal, sizeof a->principal, principal);
+    j->cancels = a;
+    (void)job_cancel_waiting(j);
 }
 
 /* ---- verify ---- */
@@ -106,7 +155,7 @@ static void record(struct job *j, struct job_layer *l, int rc, const struct err 
         job_event(t, j, EV_LAYER_FAILED, EVENT_FAILURE, l->device, event_meta_text(&m), e->text);
     }
     event_meta_fini(&m);
-    rc = store_submit(j->jobs->cfg.store, t, NULL, NULL);
+    rc = jobs_store(j->jobs, t, NULL, NULL);
     if (rc < 0)
         LOG_E(j->jobs->cfg.log, "jobs", "check not recorded job=%s layer=%s error=%s", j->id, l->id,
               status_name(rc));
@@ -125,13 +174,14 @@ static void verified(void *arg, int rc, const struct err *e, const uint8_t *sha)
             l->id, l->device);
     else if (rc < 0)
         mine = *e;
-    v->j->calls--;
-    if (rc == ST_ECORRUPT) {
+    bool still = l->state == LAYER_VERIFIED; /* else it was lost or released while it was being read */
+    if (rc == ST_ECORRUPT && still) {
         l->state = LAYER_LOST;
         l->release_first = true;
         l->attempts = 0;
     }
-    record(v->j, l, rc, &mine);
+    if (still || rc == ST_ECORRUPT)
+        record(v->j, l, rc, &mine);
     if (rc < 0 && v->rc != ST_ECORRUPT) {
         v->rc = rc;
         v->e = mine;
@@ -164,7 +214,6 @@ void jobs_verify(struct jobs *js, struct job *j, jobs_call_fn fn, void *arg)
         }
         if (rc == ST_OK) {
             v->waiting++;
-            j->calls++;
             continue;
         }
         free(o);

@@ -95,6 +95,14 @@ uint64_t job_total_bytes(const struct job *j)
     return n;
 }
 
+uint64_t job_held_bytes(const struct job *j)
+{
+    uint64_t n = 0;
+    for (size_t i = 0; i < j->nlayers; i++)
+        n += j->layers[i].mem;
+    return n;
+}
+
 uint64_t job_loaded_bytes(const struct job *j)
 {
     uint64_t n = 0;
@@ -130,8 +138,11 @@ int jobs_new(struct jobs **out, const struct jobs_cfg *cfg)
     if (!js)
         return ST_ENOMEM;
     js->cfg = *cfg;
-    int rc = planner_new(&js->planner, cfg->port);
+    int rc = asked_init(js);
+    if (rc == ST_OK && !cfg->plan)
+        rc = planner_new(&js->planner, cfg->port);
     if (rc < 0) {
+        asked_fini(js);
         free(js);
         return rc;
     }
@@ -139,11 +150,36 @@ int jobs_new(struct jobs **out, const struct jobs_cfg *cfg)
     return ST_OK;
 }
 
+void jobs_stop(struct jobs *js)
+{
+    if (js)
+        js->stopping = true;
+}
+
+void jobs_tick(struct jobs *js)
+{
+    for (struct job *j = js->head; j; j = j->next)
+        if (j->stalled) {
+            j->stalled = false;
+            job_pump(j);
+        }
+}
+
+int jobs_store(struct jobs *js, struct store_txn *t, store_done_fn done, void *arg)
+{
+    if (!js->stopping)
+        return store_submit(js->cfg.store, t, done, arg);
+    store_txn_free(t);
+    return ST_ECLOSED;
+}
+
 void jobs_free(struct jobs *js)
 {
     if (!js)
         return;
+    js->stopping = true;
     planner_free(js->planner);
+    asked_fini(js);
     while (js->head) {
         struct job *j = js->head;
         js->head = j->next;
@@ -209,8 +245,14 @@ static int load_plan(void *arg, const struct store_plan *p)
     if (!j)
         return 0;
     free(j->plan_json);
-    j->plan_json = strndup(p->doc, p->doc_len);
-    return j->plan_json ? 0 : err_set(ld->e, ST_ENOMEM, "no memory for the plan of %s", j->id);
+    if (!(j->plan_json = strndup(p->doc, p->doc_len)))
+        return err_set(ld->e, ST_ENOMEM, "no memory for the plan of %s", j->id);
+    struct plan *plan = NULL;
+    int rc = plan_from_json(j->plan_json, p->doc_len, &plan, ld->e);
+    if (rc == ST_OK)
+        rc = job_take_memory(j, plan, ld->e);
+    plan_free(plan);
+    return rc;
 }
 
 int jobs_load(struct jobs *js, struct err *e)
@@ -221,5 +263,7 @@ int jobs_load(struct jobs *js, struct err *e)
         (rc = store_load_layers(js->cfg.store, load_layer, &ld, e)) < 0 ||
         (rc = store_load_plans(js->cfg.store, load_plan, &ld, e)) < 0)
         return rc;
-    return ST_OK;
+    for (struct job *j = js->head; j; j = j->next)
+        j->stalled = true; /* what it was at when the coordinator ended goes on with the first tick */
+    return asked_load(js, e);
 }

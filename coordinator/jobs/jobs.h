@@ -45,13 +45,16 @@ struct job_layer {
     char *id, *device; /* device: cluster-wide id */
     enum layer_state state;
     uint64_t bytes, loaded; /* loaded: of the load in flight */
-    char source[64];        /* "file", or the node it was fetched from; "" = not loaded yet */
+    uint64_t mem;    /* bytes it counts on its device: weights, cache, its stage's scratch; ≥ bytes */
+    char source[64]; /* "file", or the node it was fetched from; "" = not loaded yet */
     bool has_sha, release_first;
     uint8_t sha256[32]; /* of its bytes in the model file */
     unsigned attempts;
     struct job_piece *pieces;
     size_t npieces;
+    void *call; /* the load in flight, for jobs_agents.cancel; NULL = none */
 };
+struct job_ask;
 struct job {
     char id[40], principal[80], name[128];
     struct job_spec spec;
@@ -68,9 +71,11 @@ struct job {
     size_t nlayers;
     struct jobs *jobs;
     struct job *next;
-    unsigned calls;    /* to agents, in flight */
-    bool fail_pending; /* releasing because it failed, not because it was cancelled */
-    bool want_degrade; /* asked for while another move was on its way to disk */
+    unsigned loads, releases; /* calls to agents in flight */
+    struct job_ask *cancels;  /* who waits for the release to be under way */
+    bool stalled;             /* something was refused: jobs_tick tries again */
+    bool fail_pending;        /* releasing because it failed, not because it was cancelled */
+    bool want_degrade;        /* asked for while another move was on its way to disk */
 };
 uint64_t job_total_bytes(const struct job *j);
 uint64_t job_loaded_bytes(const struct job *j);
@@ -100,9 +105,11 @@ typedef void (*jobs_verify_fn)(void *arg, int rc, const struct err *e, const uin
 
 struct jobs_agents {
     int (*inspect)(void *ctx, struct topo_node *n, const struct job_spec *s, jobs_inspect_fn fn, void *arg);
-    /* peer NULL = from the node's own disk. */
+    /* peer NULL = from the node's own disk. *call is what cancel takes, until done was told. */
     int (*load)(void *ctx, struct topo_node *n, const struct job *j, const struct job_layer *l,
-                struct topo_node *peer, jobs_load_fn fn, void *arg);
+                struct topo_node *peer, jobs_load_fn fn, void *arg, void **call);
+    /* The load ends soon, without waiting for the agent: done follows with ST_ECANCELED, never inline. */
+    void (*cancel)(void *ctx, void *call);
     int (*verify)(void *ctx, struct topo_node *n, const struct job *j, const struct job_layer *l,
                   jobs_verify_fn fn, void *arg);
     /* layer NULL = all of the job's on that node */
@@ -110,14 +117,22 @@ struct jobs_agents {
                    void *arg);
 };
 
+typedef void (*jobs_planned_fn)(void *arg, int rc, const struct err *e, struct plan *p); /* p: the callee's */
+struct model;
+struct request;
+
 struct jobs_cfg {
     const struct clock *clock;
     const struct rng *rng;
     const struct log *log;
     struct topo *topo;
     struct store *store;
-    struct audit *audit;
-    struct port *port; /* planner threads answer through it */
+    struct audit *audit; /* NULL: refused plans are not audited */
+    struct port *port;   /* the planner's thread answers through it */
+    /* For tests: solves instead of the room's own thread. Takes c, m and r; answers later, exactly once. */
+    int (*plan)(void *ctx, struct cluster *c, struct model *m, struct request *r, enum plan_goal goal,
+                jobs_planned_fn fn, void *arg);
+    void *plan_ctx;
     const struct jobs_agents *agents;
     void *agents_ctx;
     const struct policy *(*policy)(void *ctx, const char *principal); /* NULL = none */
@@ -132,6 +147,10 @@ struct jobs_cfg {
 int jobs_new(struct jobs **out, const struct jobs_cfg *cfg) ST_CHECK;
 /* Before store_start: jobs as they were. Reservations are made again. */
 int jobs_load(struct jobs *js, struct err *e) ST_CHECK;
+/* Nothing new begins and nothing more is written: before the store closes. Completions may still come. */
+void jobs_stop(struct jobs *js);
+/* Tries again what was refused, such as by a full disk; call it every second or so. */
+void jobs_tick(struct jobs *js);
 /* Waits for a planner in flight. Calls to agents must have ended (sessions closed) before. */
 void jobs_free(struct jobs *js);
 
@@ -140,10 +159,12 @@ struct job *jobs_first(struct jobs *js); /* newest first; then ->next */
 
 /* j is borrowed for the callback; for a dry run it is not kept. NULL j with *e on failure. */
 typedef void (*jobs_submit_fn)(void *arg, const struct job *j, const struct err *e);
-/* Answers once: with the job durably reserved, or refused with *e. */
-void jobs_submit(struct jobs *js, const struct job_spec *s, const char *principal, bool dry_run,
-                 jobs_submit_fn fn, void *arg);
-/* Answers once the release is durably under way. */
+/* Answers once: with the job durably reserved, or refused with *e. Repeated with the same request_id (NULL or
+ * "" = none) by the same principal it answers with the same job, also after a restart, for a day; another
+ * submission under that id is ST_ECONFLICT. */
+void jobs_submit(struct jobs *js, const struct job_spec *s, const char *principal, const char *request_id,
+                 bool dry_run, jobs_submit_fn fn, void *arg);
+/* Answers once the release is durably under way; loads in flight are cancelled, not waited for. */
 void jobs_cancel(struct jobs *js, struct job *j, const char *principal, jobs_call_fn fn, void *arg);
 /* Re-reads every resident layer on its device. ST_ECORRUPT when one differs: it is then lost and reloaded. */
 void jobs_verify(struct jobs *js, struct job *j, jobs_call_fn fn, void *arg);

@@ -15,7 +15,8 @@
 struct call {
     struct job *j;
     struct job_layer *l;
-    char peer[64];
+    char peer[64];  /* whom it is fetched from; of a release, whom it was asked of */
+    uint64_t epoch; /* of a release: the node's registration */
     uint64_t started_ns;
 };
 
@@ -45,11 +46,17 @@ void job_account_resident(struct jobs *js)
             struct topo_device *d = topo_device(js->cfg.topo, j->layers[i].device, NULL);
             if (!d)
                 continue;
-            d->reserved_bytes += j->layers[i].bytes;
+            d->reserved_bytes += j->layers[i].mem;
             if (j->layers[i].state == LAYER_VERIFIED || j->layers[i].state == LAYER_LOADING)
                 d->resident_bytes += j->layers[i].bytes;
         }
     }
+    for (struct submission *s = js->holding; s; s = s->next_holding)
+        for (size_t i = 0; i < s->j->nlayers; i++) {
+            struct topo_device *d = topo_device(js->cfg.topo, s->j->layers[i].device, NULL);
+            if (d)
+                d->reserved_bytes += s->j->layers[i].mem;
+        }
 }
 
 static bool is_source(const struct job *j, const char *node)
@@ -104,7 +111,7 @@ static void layer_verified(struct job *j, struct job_layer *l, const struct call
         job_event(t, j, EV_LAYER_FETCHED, EVENT_SUCCESS, l->device, event_meta_text(&m), NULL);
         event_meta_fini(&m);
     }
-    int rc = store_submit(j->jobs->cfg.store, t, NULL, NULL);
+    int rc = jobs_store(j->jobs, t, NULL, NULL);
     if (rc < 0)
         LOG_E(j->jobs->cfg.log, "jobs", "layer not recorded job=%s layer=%s error=%s", j->id, l->id,
               status_name(rc));
@@ -114,6 +121,8 @@ static void layer_failed(struct job *j, struct job_layer *l, const struct err *e
 {
     l->state = LAYER_LOST;
     l->loaded = 0;
+    if (j->jobs->stopping || (e->code == ST_ECANCELED && j->state == JOB_RELEASING))
+        return; /* by us */
     l->attempts++;
     LOG_W(j->jobs->cfg.log, "jobs", "load failed job=%s layer=%s device=%s attempt=%u error=%s", j->id, l->id,
           l->device, l->attempts, e->text);
@@ -126,7 +135,7 @@ static void layer_failed(struct job *j, struct job_layer *l, const struct err *e
     job_store_layer(t, j, l);
     job_event(t, j, EV_LAYER_FAILED, EVENT_FAILURE, l->device, event_meta_text(&m), e->text);
     event_meta_fini(&m);
-    int rc = store_submit(j->jobs->cfg.store, t, NULL, NULL);
+    int rc = jobs_store(j->jobs, t, NULL, NULL);
     if (rc < 0)
         LOG_E(j->jobs->cfg.log, "jobs", "layer not recorded job=%s layer=%s error=%s", j->id, l->id,
               status_name(rc));
@@ -166,7 +175,8 @@ static void on_load(void *arg, const struct jobs_load_event *ev)
         return;
     }
     struct err e;
-    j->calls--;
+    j->loads--;
+    l->call = NULL;
     int rc = ev->rc;
     if (rc == ST_OK)
         rc = check_digests(l, ev, &e);
@@ -189,7 +199,7 @@ static void on_layer_released(void *arg, int rc, const struct err *e)
     struct job *j = c->j;
     struct job_layer *l = c->l;
     free(c);
-    j->calls--;
+    j->releases--;
     if (rc < 0 && rc != ST_ENOENT) {
         layer_failed(j, l, e);
     } else {
@@ -209,52 +219,82 @@ static void start_load(struct job *j, struct job_layer *l, struct topo_node *n)
         return;
     *c = (struct call){.j = j, .l = l, .started_ns = clock_ns(j->jobs->cfg.clock)};
     int rc;
-    if (l->release_first) {
+    bool release = l->release_first;
+    if (release) {
         rc = j->jobs->cfg.agents->release(j->jobs->cfg.agents_ctx, n, j->id, l->id, on_layer_released, c);
     } else {
         if (peer)
             str_copy(c->peer, sizeof c->peer, peer->name);
-        rc = j->jobs->cfg.agents->load(j->jobs->cfg.agents_ctx, n, j, l, peer, on_load, c);
+        rc = j->jobs->cfg.agents->load(j->jobs->cfg.agents_ctx, n, j, l, peer, on_load, c, &l->call);
     }
     if (rc < 0) {
         free(c);
         return;
     }
-    j->calls++;
+    *(release ? &j->releases : &j->loads) += 1;
     l->state = LAYER_LOADING;
     l->loaded = 0;
 }
 
+/* An agent that is still there is asked again: nothing else would ever free what it holds. */
 static void on_released(void *arg, int rc, const struct err *e)
 {
-    struct job *j = arg;
-    j->calls--;
-    if (rc < 0 && rc != ST_ENOENT)
+    struct call *c = arg;
+    struct job *j = c->j;
+    struct topo_node *n = topo_node(j->jobs->cfg.topo, c->peer);
+    j->releases--;
+    if (rc < 0 && rc != ST_ENOENT) {
         LOG_W(j->jobs->cfg.log, "jobs",
-              "release not confirmed job=%s error=%s; dropped when the node is back", j->id, e->text);
-    job_pump(j);
+              "release not confirmed job=%s node=%s error=%s; asked again, or dropped when the node is back",
+              j->id, c->peer, e->text);
+        for (size_t k = 0; k < j->nlayers && reachable(n) && n->epoch == c->epoch; k++)
+            if (layer_node(j, &j->layers[k]) == n) {
+                j->layers[k].state = LAYER_LOST;
+                j->stalled = true;
+            }
+    }
+    free(c);
+    if (!j->stalled)
+        job_pump(j);
+}
+
+static bool release_node(struct job *j, struct topo_node *n)
+{
+    struct call *c = calloc(1, sizeof *c);
+    if (!c)
+        return false;
+    *c = (struct call){.j = j, .epoch = n->epoch};
+    str_copy(c->peer, sizeof c->peer, n->name);
+    if (j->jobs->cfg.agents->release(j->jobs->cfg.agents_ctx, n, j->id, NULL, on_released, c) < 0) {
+        free(c);
+        return false;
+    }
+    j->releases++;
+    for (size_t k = 0; k < j->nlayers; k++)
+        if (layer_node(j, &j->layers[k]) == n)
+            j->layers[k].state = LAYER_RELEASED;
+    return true;
 }
 
 /* Every node that may hold something is told; one that cannot be is told at its next hello. */
 static void pump_release(struct job *j)
 {
-    bool asked = false;
-    if (j->calls)
-        return;
+    const struct jobs_cfg *cfg = &j->jobs->cfg;
+    for (size_t i = 0; i < j->nlayers; i++)
+        if (j->layers[i].call)
+            cfg->agents->cancel(cfg->agents_ctx, j->layers[i].call);
+    if (j->loads)
+        return; /* they end soon, and come here */
     for (size_t i = 0; i < j->nlayers; i++) {
         struct job_layer *l = &j->layers[i];
         struct topo_node *n = layer_node(j, l);
         bool held = l->state == LAYER_VERIFIED || l->state == LAYER_LOADING || l->state == LAYER_LOST;
-        if (held && reachable(n) &&
-            j->jobs->cfg.agents->release(j->jobs->cfg.agents_ctx, n, j->id, NULL, on_released, j) == ST_OK) {
-            j->calls++;
-            asked = true;
-            for (size_t k = 0; k < j->nlayers; k++)
-                if (layer_node(j, &j->layers[k]) == n)
-                    j->layers[k].state = LAYER_RELEASED;
+        if (held && reachable(n) && !release_node(j, n)) {
+            j->stalled = true;
+            return;
         }
     }
-    if (asked)
+    if (j->releases)
         return;
     struct store_txn *t = store_txn_new();
     for (size_t i = 0; t && i < j->nlayers; i++) {
@@ -313,7 +353,7 @@ static void degrade(struct job *j)
 
 void job_pump(struct job *j)
 {
-    if (j->moving)
+    if (j->moving || j->jobs->stopping || job_cancel_waiting(j))
         return;
     bool degrade_now = j->want_degrade;
     j->want_degrade = false;

@@ -70,6 +70,7 @@ static void moved(void *arg, int rc, const struct err *e)
     struct job *j = m->j;
     j->moving = false;
     if (rc < 0) {
+        j->stalled = true;
         LOG_E(j->jobs->cfg.log, "jobs", "move refused job=%s to=%s error=%s", j->id, job_state_name(m->to),
               e->text);
     } else {
@@ -86,11 +87,13 @@ static void moved(void *arg, int rc, const struct err *e)
     free(m);
     if (rc == ST_OK)
         job_pump(j);
+    else
+        job_cancel_waiting(j);
 }
 
 void job_move(struct job *j, enum job_state to, const char *code, struct store_txn *t, const char *fmt, ...)
 {
-    if (j->moving || !job_may_follow(j->state, to)) {
+    if (j->moving || j->jobs->stopping || !job_may_follow(j->state, to)) {
         store_txn_free(t);
         return;
     }
@@ -118,7 +121,7 @@ void job_move(struct job *j, enum job_state to, const char *code, struct store_t
               bad ? m->reason : NULL);
     event_meta_fini(&meta);
     j->moving = true;
-    int rc = store_submit(j->jobs->cfg.store, t, moved, m);
+    int rc = jobs_store(j->jobs, t, moved, m);
     if (rc < 0) {
         struct err e;
         err_set(&e, rc, "state.db does not take it: %s", status_name(rc));

@@ -17,7 +17,7 @@ struct problem {
     struct model *m;
     struct request *r;
     enum plan_goal goal;
-    planner_fn fn;
+    jobs_planned_fn fn;
     void *arg;
     int rc;
     struct err e;
@@ -110,7 +110,7 @@ void planner_free(struct planner *pl)
 }
 
 int planner_submit(struct planner *pl, struct cluster *c, struct model *m, struct request *r,
-                   enum plan_goal goal, planner_fn fn, void *arg)
+                   enum plan_goal goal, jobs_planned_fn fn, void *arg)
 {
     struct problem *p = calloc(1, sizeof *p);
     if (!p) {
@@ -128,4 +128,11 @@ int planner_submit(struct planner *pl, struct cluster *c, struct model *m, struc
     pthread_cond_signal(&pl->more);
     pthread_mutex_unlock(&pl->lock);
     return ST_OK;
+}
+
+int jobs_plan(struct jobs *js, struct cluster *c, struct model *m, struct request *r, enum plan_goal goal,
+              jobs_planned_fn fn, void *arg)
+{
+    return js->cfg.plan ? js->cfg.plan(js->cfg.plan_ctx, c, m, r, goal, fn, arg)
+                        : planner_submit(js->planner, c, m, r, goal, fn, arg);
 }

@@ -73,6 +73,7 @@ static int take_layer(struct job_layer *l, const json_t *o)
     l->id = strdup(id);
     l->device = strdup(device);
     l->bytes = (uint64_t)json_integer_value(json_object_get(o, "bytes"));
+    l->mem = l->bytes; /* until the plan is read */
     l->pieces = calloc(json_array_size(p) + 1, sizeof *l->pieces);
     if (!l->id || !l->device || !l->pieces)
         return ST_ENOMEM;

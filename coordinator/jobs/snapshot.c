@@ -5,12 +5,15 @@
 #include "common/model/cluster.h"
 #include "coordinator/jobs/jobs_priv.h"
 
+bool job_device_usable(const struct topo_node *n, const struct topo_device *d)
+{
+    /* An unmeasured device has no place in a plan that is proved from measured rates. */
+    return n->state == TOPO_CONNECTED && n->user && d->flops_per_s > 0 && d->bytes_per_s > 0;
+}
+
 static bool usable(const struct topo_node *n, const struct topo_device *d, const struct policy *p)
 {
-    if (n->state != TOPO_CONNECTED || !n->user)
-        return false;
-    /* An unmeasured device has no place in a plan that is proved from measured rates. */
-    if (!(d->flops_per_s > 0) || !(d->bytes_per_s > 0) || topo_free_bytes(d) == 0)
+    if (!job_device_usable(n, d) || topo_free_bytes(d) == 0)
         return false;
     if (!p || !p->n_devices)
         return true;

@@ -232,5 +232,8 @@ struct topo_node *topo_at(const struct topo *t, size_t i)
 uint64_t topo_free_bytes(const struct topo_device *d)
 {
     uint64_t pending = d->reserved_bytes > d->resident_bytes ? d->reserved_bytes - d->resident_bytes : 0;
-    return d->available_bytes > pending ? d->available_bytes - pending : 0;
+    uint64_t free = d->available_bytes > pending ? d->available_bytes - pending : 0;
+    /* What the agent last said may be older than a load that has begun since. */
+    uint64_t ours = d->memory_bytes > d->reserved_bytes ? d->memory_bytes - d->reserved_bytes : 0;
+    return free < ours ? free : ours;
 }

@@ -70,7 +70,8 @@ struct topo_device *topo_device(struct topo *t, const char *id, struct topo_node
 size_t topo_count(const struct topo *t);
 struct topo_node *topo_at(const struct topo *t, size_t i); /* by name, ascending */
 
-/* What is free for another job: available, less what is reserved and not yet resident. Never negative. */
+/* What is free for another job: available, less what is reserved and not yet resident; and never more than
+ * its memory less all that is reserved. Not negative. */
 uint64_t topo_free_bytes(const struct topo_device *d);
 
 #endif

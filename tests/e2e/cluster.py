@@ -8,138 +8,16 @@ an absent identity are refused; a model that cannot fit is refused with its shor
 
 usage: cluster.py BIN-DIR
 """
-import json, os, signal, socket, sqlite3, subprocess, sys, tempfile, time
+import json, os, signal, sqlite3, subprocess
 
-BIN = os.path.abspath(sys.argv[1])
-PATIENCE = float(os.environ.get("STRATA_TEST_PATIENCE", "120"))
-work = tempfile.mkdtemp(prefix="strata-e2e-")
-procs = {}
-checks = 0
-
-
-def check(ok, what):
-    global checks
-    if not ok:
-        raise AssertionError(what)
-    checks += 1
-    print(f"ok {checks} {what}", flush=True)
-
-
-def free_port():
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def start(name, *argv):
-    log = open(f"{work}/{name}.log", "ab")
-    procs[name] = subprocess.Popen([f"{BIN}/{argv[0]}", *argv[1:]], stdout=log, stderr=log)
-
-
-def stop(name, sig=signal.SIGTERM):
-    p = procs.pop(name)
-    p.send_signal(sig)
-    return p.wait(timeout=PATIENCE)
-
-
-def strata(*argv, directory=None, want=0, parse=True):
-    p = subprocess.run([f"{BIN}/strata", "--dir", directory or f"{work}/c/admin", "--json", *argv],
-                       stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=PATIENCE)
-    if want is not None and p.returncode != want:
-        raise AssertionError(f"strata {' '.join(argv)}: exit {p.returncode}, wanted {want}: {p.stderr.decode()}")
-    if not parse:
-        return p
-    return json.loads(p.stdout.splitlines()[-1]) if p.stdout.strip() else {}
-
-
-def until(what, fn):
-    """Polls a condition of processes that cannot tell us; fails with the last value seen."""
-    end, last = time.monotonic() + PATIENCE, None
-    while time.monotonic() < end:
-        last = fn()
-        if last:
-            return last
-        time.sleep(0.1)
-    raise AssertionError(f"never: {what}; last: {last}")
-
-
-def nodes_in(state):
-    return sorted(n["name"] for n in strata("node", "list")["nodes"] if n["state"] == state)
-
-
-def job(jid):
-    return strata("job", "show", jid)
-
-
-def wait_state(jid, *states):
-    return until(f"{jid} in {states}", lambda: (lambda j: j if j["state"] in states else None)(job(jid)))
-
-
-def agent(i):
-    start(f"n{i}", "strata-agent", "run", "--config", f"{work}/a{i}.yaml")
-
-
-def coordinator():
-    start("co", "strata-coordinator", "run", "--config", f"{work}/c/coordinator/coordinator.yaml")
-
-
-def children(pid):
-    with open(f"/proc/{pid}/task/{pid}/children") as f:
-        return [int(x) for x in f.read().split()]
-
-
-def flip_in_workers(agent_pid, needle):
-    """Finds the needle in the memory of the agent's workers, as a broken device might, and flips one bit of it.
-    Every copy: a buffer that the worker hashed from still holds the bytes too."""
-    found = False
-    for pid in children(agent_pid):
-        with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "r+b", buffering=0) as mem:
-            for line in maps:
-                span, perms = line.split()[:2]
-                # The staging ring is shared memory: what is looked for is the device's own copy.
-                if not perms.startswith("rw") or perms[3] != "p":
-                    continue
-                lo, hi = (int(x, 16) for x in span.split("-"))
-                if hi - lo > 2 << 30:  # a sanitizer's shadow, not device memory
-                    continue
-                at = lo
-                while at < hi:
-                    try:
-                        mem.seek(at)
-                        chunk = mem.read(min(8 << 20, hi - at))
-                    except (OSError, ValueError):
-                        break
-                    pos = chunk.find(needle)
-                    if pos >= 0:
-                        mem.seek(at + pos)
-                        mem.write(bytes([needle[0] ^ 1]))
-                        found = True
-                        at += pos + 1
-                        continue
-                    if len(chunk) <= len(needle):
-                        break
-                    at += len(chunk) - len(needle)
-    return found
+from harness import *
 
 
 def set_up():
-    port = free_port()
-    subprocess.run([f"{BIN}/strata", "init", f"{work}/c", "--listen", f"127.0.0.1:{port}", "--node", "n1", "--node", "n2",
-                    "--node", "n3"], check=True, stdout=subprocess.DEVNULL)
-    os.makedirs(f"{work}/models")
-    os.makedirs(f"{work}/empty")
-    for i in (1, 2, 3):
-        os.makedirs(f"{work}/s{i}")
-        with open(f"{work}/a{i}.yaml", "w") as f:
-            f.write(f'version: 1\nnode: n{i}\ncoordinator: "127.0.0.1:{port}"\nlisten: "127.0.0.1:0"\n'
-                    f"tls: {{dir: {work}/c/nodes/n{i}, trust_domain: strata.local}}\nstate: {{dir: {work}/s{i}}}\n"
-                    f"models: {{dirs: [{work}/{'empty' if i == 3 else 'models'}]}}\n"
-                    "cpu_memory: 1GiB\nbackends: {cpu: on, vulkan: off}\n")
-    model = f"{work}/models/m.gguf"
-    subprocess.run([f"{BIN}/strata", "--quiet", "model", "synth", model, "--size", "270MiB", "--type", "Q8_0", "--seed", "7"],
-                   check=True, stdout=subprocess.DEVNULL)
+    names = write_cluster(3, empty=(3,))
+    model = synth("m", "270MiB", "--type", "Q8_0", "--seed", "7")
     check(os.path.getsize(model) >= 256 << 20, "the model has at least 256 MiB")
-    return model
+    return names, model
 
 
 def refusals(model):
@@ -240,12 +118,8 @@ def audit(jid):
 
 
 def main():
-    model = set_up()
-    coordinator()
-    for i in (1, 2, 3):
-        agent(i)
-    until("the coordinator answers", lambda: strata("status", want=None, parse=False).returncode == 0)
-    until("three nodes are connected", lambda: nodes_in("connected") == ["n1", "n2", "n3"])
+    names, model = set_up()
+    start_cluster(names)
     check(True, "three agents are connected")
     refusals(model)
     jid = load(model)
@@ -254,22 +128,6 @@ def main():
     kill_coordinator(jid)
     kill_while_loading(model)
     audit(jid)
-    print(f"1..{checks}\nall {checks} checks passed")
 
 
-try:
-    main()
-    failed = False
-except BaseException as e:  # the logs are the only witnesses: show them before they go
-    failed = True
-    print(f"FAILED: {e!r}", flush=True)
-    for name in sorted(os.listdir(work)):
-        if name.endswith(".log"):
-            print(f"--- {name}")
-            sys.stdout.write(open(f"{work}/{name}", errors="replace").read()[-6000:])
-finally:
-    for p in procs.values():
-        p.kill()
-        p.wait()
-    subprocess.run(["rm", "-rf", work])
-sys.exit(1 if failed else 0)
+run(main)

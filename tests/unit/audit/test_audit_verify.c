@@ -89,8 +89,9 @@ static void an_untouched_file_is_whole(void **state)
     struct audit_verdict v;
     uint8_t key = 9;
     struct audit_checker c = {check, &key};
+    struct audit_verify_opts o = {.checker = &c};
     make_file(r);
-    if (audit_verify(r->dir.audit, &c, &v, &e) != ST_OK)
+    if (audit_verify(r->dir.audit, &o, &v, &e) != ST_OK)
         fail_msg("%s", e.text);
     assert_int_equal(v.rows, BATCHES * PER);
     assert_int_equal(v.batches, BATCHES);
@@ -98,7 +99,7 @@ static void an_untouched_file_is_whole(void **state)
     assert_int_equal(sql_int(r->dir.audit, "SELECT count(*) FROM v_audit WHERE type='audit.checkpoint'"),
                      BATCHES - 1);
     key = 8;
-    assert_int_equal(audit_verify(r->dir.audit, &c, &v, &e), ST_ECORRUPT);
+    assert_int_equal(audit_verify(r->dir.audit, &o, &v, &e), ST_ECORRUPT);
     assert_non_null(strstr(v.why, "signature"));
     /* An empty store is whole as well. */
     struct audit_config cfg = {.path = r->dir.state};
@@ -111,53 +112,55 @@ static const struct {
     const char *sql;
     int batch;
 } tampers[] = {
-    {"UPDATE audit SET ts_us=ts_us+1 WHERE id=25", 3},
-    {"UPDATE audit SET event=2 WHERE id=25", 3},
-    {"UPDATE audit SET severity=0 WHERE id=25", 3},
-    {"UPDATE audit SET result=2 WHERE id=25", 3},
-    {"UPDATE audit SET principal=(SELECT id FROM name WHERE text='dione') WHERE id=25", 3},
-    {"UPDATE audit SET principal=0 WHERE id=25", 3},
-    {"UPDATE audit SET principal=999 WHERE id=25", 3},
-    {"UPDATE audit SET device=node WHERE id=25", 3},
-    {"UPDATE audit SET node=device WHERE id=25", 3},
-    {"UPDATE audit SET session=node WHERE id=25", 3},
-    {"UPDATE audit SET job=node WHERE id=25", 3},
-    {"UPDATE audit SET operation=node WHERE id=25", 3},
-    {"UPDATE audit SET error='none reallY' WHERE id=25", 3},
-    {"UPDATE audit SET error=NULL WHERE id=25", 3},
-    {"UPDATE audit SET meta='{\"count\":2}' WHERE id=25", 3},
-    {"UPDATE audit SET meta='{\"count\": 1}' WHERE id=25", 3},
-    {"DELETE FROM audit WHERE id=21", 3},
-    {"DELETE FROM audit WHERE id=25", 3},
-    {"DELETE FROM audit WHERE id=30", 3},
-    {"DELETE FROM audit WHERE id BETWEEN 21 AND 30", 3},
-    {"DELETE FROM audit WHERE id=60", 6},
-    {"INSERT INTO audit SELECT "
+    {"UPDATE audit_000001 SET ts_us=ts_us+1 WHERE id=25", 3},
+    {"UPDATE audit_000001 SET event=2 WHERE id=25", 3},
+    {"UPDATE audit_000001 SET severity=0 WHERE id=25", 3},
+    {"UPDATE audit_000001 SET result=2 WHERE id=25", 3},
+    {"UPDATE audit_000001 SET principal=(SELECT id FROM name WHERE text='dione') WHERE id=25", 3},
+    {"UPDATE audit_000001 SET principal=0 WHERE id=25", 3},
+    {"UPDATE audit_000001 SET principal=999 WHERE id=25", 3},
+    {"UPDATE audit_000001 SET device=node WHERE id=25", 3},
+    {"UPDATE audit_000001 SET node=device WHERE id=25", 3},
+    {"UPDATE audit_000001 SET session=node WHERE id=25", 3},
+    {"UPDATE audit_000001 SET job=node WHERE id=25", 3},
+    {"UPDATE audit_000001 SET operation=node WHERE id=25", 3},
+    {"UPDATE audit_000001 SET error='none reallY' WHERE id=25", 3},
+    {"UPDATE audit_000001 SET error=NULL WHERE id=25", 3},
+    {"UPDATE audit_000001 SET meta='{\"count\":2}' WHERE id=25", 3},
+    {"UPDATE audit_000001 SET meta='{\"count\": 1}' WHERE id=25", 3},
+    {"DELETE FROM audit_000001 WHERE id=21", 3},
+    {"DELETE FROM audit_000001 WHERE id=25", 3},
+    {"DELETE FROM audit_000001 WHERE id=30", 3},
+    {"DELETE FROM audit_000001 WHERE id BETWEEN 21 AND 30", 3},
+    {"DELETE FROM audit_000001 WHERE id=60", 6},
+    {"INSERT INTO audit_000001 SELECT "
      "61,ts_us,event,severity,result,principal,device,node,session,job,operation,error,meta "
-     "FROM audit WHERE id=60",
+     "FROM audit_000001 WHERE id=60",
      7},
-    {"INSERT INTO audit SELECT "
+    {"INSERT INTO audit_000001 SELECT "
      "0,ts_us,event,severity,result,principal,device,node,session,job,operation,error,meta "
-     "FROM audit WHERE id=60",
+     "FROM audit_000001 WHERE id=60",
      1},
-    {"INSERT INTO audit SELECT "
+    {"INSERT INTO audit_000001 SELECT "
      "-5,ts_us,event,severity,result,principal,device,node,session,job,operation,error,meta "
-     "FROM audit WHERE id=60",
+     "FROM audit_000001 WHERE id=60",
      1},
     /* two rows change places */
-    {"UPDATE audit SET id=-1 WHERE id=25; UPDATE audit SET id=25 WHERE id=26; UPDATE audit SET id=26 WHERE "
+    {"UPDATE audit_000001 SET id=-1 WHERE id=25; UPDATE audit_000001 SET id=25 WHERE id=26; UPDATE "
+     "audit_000001 SET id=26 WHERE "
      "id=-1",
      3},
-    {"UPDATE audit SET id=-1 WHERE id=25; UPDATE audit SET id=25 WHERE id=45; UPDATE audit SET id=45 WHERE "
+    {"UPDATE audit_000001 SET id=-1 WHERE id=25; UPDATE audit_000001 SET id=25 WHERE id=45; UPDATE "
+     "audit_000001 SET id=45 WHERE "
      "id=-1",
      3},
     /* one is taken out and the later ones close up */
-    {"DELETE FROM audit WHERE id=25; UPDATE audit SET id=id-1 WHERE id>25", 3},
+    {"DELETE FROM audit_000001 WHERE id=25; UPDATE audit_000001 SET id=id-1 WHERE id>25", 3},
     {"UPDATE name SET text='user/eve' WHERE text='user/u1'", 1},
     {"DELETE FROM name WHERE text='user/u1'", 1},
     {"UPDATE event_type SET name='job.submitted2' WHERE name='device.list'", 1},
     {"DELETE FROM seal WHERE first=21", 3},
-    {"DELETE FROM seal WHERE first=21; DELETE FROM audit WHERE id BETWEEN 21 AND 30", 3},
+    {"DELETE FROM seal WHERE first=21; DELETE FROM audit_000001 WHERE id BETWEEN 21 AND 30", 3},
     {"UPDATE seal SET ts_min=ts_min-1 WHERE first=21", 3},
     {"UPDATE seal SET ts_max=ts_max+1 WHERE first=21", 3},
     {"UPDATE seal SET last=31 WHERE first=21", 3},
@@ -166,9 +169,9 @@ static const struct {
     {"UPDATE seal SET hash=zeroblob(32) WHERE first=21", 3},
     {"UPDATE seal SET hash=x'00' WHERE first=21", 3},
     /* the end is cut off, with and without its seal, and with the state row made to fit */
-    {"DELETE FROM audit WHERE id>50", 6},
-    {"DELETE FROM audit WHERE id>50; DELETE FROM seal WHERE first>50", 6},
-    {"DELETE FROM audit WHERE id>50; DELETE FROM seal WHERE first>50; "
+    {"DELETE FROM audit_000001 WHERE id>50", 6},
+    {"DELETE FROM audit_000001 WHERE id>50; DELETE FROM seal WHERE first>50", 6},
+    {"DELETE FROM audit_000001 WHERE id>50; DELETE FROM seal WHERE first>50; "
      "UPDATE state SET size=50,head=(SELECT hash FROM seal WHERE last=50)",
      0},
     {"DELETE FROM state", 7},
@@ -187,12 +190,13 @@ static void every_tampering_is_caught_in_its_batch(void **state)
     struct audit_verdict v;
     uint8_t key = 9;
     struct audit_checker c = {check, &key};
+    struct audit_verify_opts o = {.checker = &c};
     make_file(r);
     for (size_t i = 0; i < sizeof tampers / sizeof tampers[0]; i++) {
         copy_file(r->dir.audit, r->dir.state, -1);
         side_files_rm(r->dir.state);
         sql_run(r->dir.state, tampers[i].sql);
-        int rc = audit_verify(r->dir.state, &c, &v, &e);
+        int rc = audit_verify(r->dir.state, &o, &v, &e);
         if (rc != ST_ECORRUPT || !v.broken)
             fail_msg("not caught: %s", tampers[i].sql);
         if (tampers[i].batch && v.bad_first != (tampers[i].batch - 1) * PER + 1)

@@ -13,79 +13,7 @@
 #include "agent/gpu/gpu.h"
 #include "agent/gpu/gpu_priv.h"
 
-#define MIB (1ull << 20)
-
-/* The driver's own leaks are not ours. */
-const char *__lsan_default_suppressions(void);
-const char *__lsan_default_suppressions(void)
-{
-    return "leak:libvulkan\nleak:libLLVM\nleak:libVkLayer\nleak:<unknown module>\n";
-}
-
-struct fix {
-    const char *backend;
-    struct gpu_set *set;
-    struct gpu *g;
-};
-
-static int open_dev(struct fix *f)
-{
-    struct err e = {0};
-    struct gpu_cfg cfg = {.backends = f->backend, .cpu_memory_bytes = 512 * MIB};
-    if (gpu_set_new(&f->set, &cfg, &e) < 0) {
-        print_error("%s\n", e.text);
-        return -1;
-    }
-    if (gpu_set_count(f->set) == 0) {
-        f->g = NULL;
-        return 0;
-    }
-    if (gpu_open(&f->g, f->set, 0, &e) < 0) {
-        print_error("%s\n", e.text);
-        return -1;
-    }
-    return 0;
-}
-
-static int setup(void **state)
-{
-    struct fix *f = *state;
-    return open_dev(f);
-}
-
-static int teardown(void **state)
-{
-    struct fix *f = *state;
-    gpu_close(f->g);
-    gpu_set_free(f->set);
-    f->g = NULL;
-    f->set = NULL;
-    return 0;
-}
-
-static struct gpu *dev(void **state)
-{
-    struct fix *f = *state;
-    if (!f->g && strcmp(f->backend, "cpu") != 0)
-        skip();
-    assert_non_null(f->g);
-    return f->g;
-}
-
-static uint8_t pattern(uint64_t i, unsigned seed)
-{
-    uint64_t x = (i + 1) * 0x9e3779b97f4a7c15ull + seed;
-    return (uint8_t)(x >> 56 ^ x >> 29);
-}
-
-static uint8_t *filled(uint64_t n, unsigned seed)
-{
-    uint8_t *p = malloc(n ? n : 1);
-    assert_non_null(p);
-    for (uint64_t i = 0; i < n; i++)
-        p[i] = pattern(i, seed);
-    return p;
-}
+#include "tests/unit/gpu/gpu_help.h"
 
 static void test_info(void **state)
 {
@@ -308,7 +236,7 @@ static void test_loss(void **state)
     gpu_usage(g, &u);
     assert_true(u.lost);
     assert_int_equal(gpu_free(g, h, NULL), ST_OK);
-    teardown(state); /* and a new device works */
+    fix_teardown(state); /* and a new device works */
     assert_int_equal(open_dev(f), 0);
     assert_int_equal(gpu_alloc(f->g, 16, &h, NULL), ST_OK);
     assert_int_equal(gpu_copy_in(f->g, h, 0, &x, 1, NULL), ST_OK);
@@ -335,10 +263,6 @@ static void test_set(void **state)
     gpu_set_free(NULL);
 }
 
-#define T(fn, fx)                                                                                            \
-    {                                                                                                        \
-#fn " (" #fx ")", fn, setup, teardown, &fx                                                           \
-    }
 static struct fix cpu = {.backend = "cpu"}, vulkan = {.backend = "vulkan"};
 
 int main(void)

@@ -24,162 +24,9 @@
 #include <unistd.h>
 
 #include "agent/worker/wire.h"
-#include "agent/worker/worker.h"
+#include "tests/unit/worker/worker_help.h"
 
-#define MIB (1u << 20)
 #define FAKE_ENV "STRATA_TEST_FAKE_WORKER"
-
-struct seen { /* what one operation came to */
-    int calls, status;
-    uint64_t handle;
-    uint8_t sha[32];
-    struct worker_usage usage[WORKER_MAX_DEVICES];
-    size_t devices;
-    double memory, flops;
-    char why[300];
-};
-
-struct fix {
-    struct event_base *base;
-    struct worker *w;
-    int ready, exits, exit_status, exit_signal, slots_told;
-    char exit_why[300];
-    bool close_on_exit, timed_out;
-    struct seen seen[2];
-};
-
-static void on_ready(struct worker *w, const struct worker_device *d, size_t n, void *arg)
-{
-    struct fix *f = arg;
-    (void)w;
-    assert_true(n >= 1);
-    assert_string_equal(d[0].id, "cpu:0");
-    f->ready++;
-}
-
-static void on_slot(struct worker *w, void *arg)
-{
-    (void)w;
-    ((struct fix *)arg)->slots_told++;
-}
-
-static void on_exit_cb(struct worker *w, int st, int sig, const char *why, void *arg)
-{
-    struct fix *f = arg;
-    f->exits++;
-    f->exit_status = st;
-    f->exit_signal = sig;
-    snprintf(f->exit_why, sizeof f->exit_why, "%s", why);
-    assert_int_equal(worker_pending(w), 0);
-    if (f->close_on_exit) {
-        worker_close(w);
-        f->w = NULL;
-    }
-}
-
-static const struct worker_ops ops = {.on_ready = on_ready, .on_slot = on_slot, .on_exit = on_exit_cb};
-
-static void done(void *arg, const struct worker_result *r)
-{
-    struct seen *s = arg;
-    s->calls++;
-    s->status = r->status;
-    s->handle = r->handle;
-    memcpy(s->sha, r->sha256, 32);
-    s->devices = r->devices;
-    if (r->usage)
-        memcpy(s->usage, r->usage, r->devices * sizeof *r->usage);
-    s->memory = r->memory_bytes_per_s;
-    s->flops = r->compute_flops_per_s;
-    snprintf(s->why, sizeof s->why, "%s", r->why);
-}
-
-static void late(evutil_socket_t fd, short what, void *arg)
-{
-    (void)fd, (void)what;
-    ((struct fix *)arg)->timed_out = true;
-}
-
-/* Runs the loop until *counter reaches n; fails after 40 s. */
-static void until(struct fix *f, const int *counter, int n)
-{
-    struct event *t = event_new(f->base, -1, 0, late, f);
-    struct timeval tv = {.tv_sec = 40};
-    f->timed_out = false;
-    event_add(t, &tv);
-    while (*counter < n && !f->timed_out)
-        event_base_loop(f->base, EVLOOP_ONCE);
-    event_free(t);
-    if (*counter < n)
-        fail_msg("waited for %d, got %d; exit: %s", n, *counter, f->exit_why);
-}
-
-static struct worker_cfg config(struct fix *f)
-{
-    return (struct worker_cfg){.base = f->base,
-                               .clock = clock_system(),
-                               .program = WORKER_PROGRAM,
-                               .backends = "cpu",
-                               .cpu_memory_bytes = 256 * MIB,
-                               .slots = 4,
-                               .slot_bytes = MIB,
-                               .ops = &ops,
-                               .arg = f};
-}
-
-static void spawn(struct fix *f, const struct worker_cfg *cfg)
-{
-    struct err e = {0};
-    f->ready = f->exits = 0;
-    if (worker_spawn(&f->w, cfg, &e) < 0)
-        fail_msg("%s", e.text);
-}
-
-static int setup_bare(void **state)
-{
-    struct fix *f = calloc(1, sizeof *f);
-    f->base = event_base_new();
-    *state = f;
-    return 0;
-}
-
-static int setup(void **state)
-{
-    setup_bare(state);
-    struct fix *f = *state;
-    struct worker_cfg c = config(f);
-    spawn(f, &c);
-    until(f, &f->ready, 1);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    struct fix *f = *state;
-    worker_destroy(f->w);
-    event_base_free(f->base);
-    free(f);
-    return 0;
-}
-
-static uint64_t alloc(struct fix *f, uint64_t bytes)
-{
-    struct seen s = {0};
-    assert_int_equal(worker_alloc(f->w, 0, bytes, done, &s), ST_OK);
-    assert_int_equal(s.calls, 0); /* never inline */
-    until(f, &s.calls, 1);
-    assert_int_equal(s.status, ST_OK);
-    return s.handle;
-}
-
-/* Pseudo-random, and different at every offset. */
-static void fill(uint8_t *p, uint64_t at, size_t n)
-{
-    for (size_t i = 0; i < n; i++) {
-        uint64_t x = (at + i + 1) * 0x9e3779b97f4a7c15ull;
-        p[i] = (uint8_t)(x >> 56 ^ x >> 23);
-    }
-}
 
 /* Loads `bytes` through the slots, as many in flight as there are, waiting for on_slot in between. */
 static void load(struct fix *f, uint64_t handle, uint64_t bytes, uint8_t sha[32])
@@ -565,7 +412,7 @@ static void test_hostile_packets(void **state)
     (void)state;
     bad[0].magic ^= 1;
     bad[1].op = 0;
-    bad[2].op = WIRE_MEASURE + 1;
+    bad[2].op = WIRE_MONITOR + 1;
     memcpy(big, &good, sizeof good);
     const struct {
         const void *p;
@@ -615,6 +462,17 @@ static void test_hostile_values(void **state)
         {.op = WIRE_ALLOC, .len = UINT64_MAX},
         {.op = WIRE_ALLOC, .len = 0},
         {.op = WIRE_MEASURE, .device = 1},
+        {.op = WIRE_SYNC, .device = 1},
+        {.op = WIRE_MONITOR, .device = UINT32_MAX},
+        {.op = WIRE_COPY, .handle = WIRE_HANDLE(9, 1), .src_handle = rep.handle, .len = 1},
+        {.op = WIRE_COPY, .handle = rep.handle, .src_handle = WIRE_HANDLE(9, 1), .len = 1},
+        {.op = WIRE_COPY, .handle = rep.handle, .src_handle = rep.handle, .src_offset = 8000, .len = 200},
+        {.op = WIRE_COPY, .handle = rep.handle, .src_handle = rep.handle, .src_offset = 5, .len = 10},
+        {.op = WIRE_EXEC, .device = 44},
+        {.op = WIRE_EXEC, .exec = {.kernel = "checksum", .spans = UINT32_MAX}},
+        {.op = WIRE_EXEC, .exec = {.kernel = "checksum", .spans = 1, .span = {{WIRE_HANDLE(3, 1), 0, 4}}}},
+        {.op = WIRE_EXEC, .exec = {.kernel = "checksum", .spans = 1, .span = {{rep.handle, 0, 8193}}}},
+        {.op = WIRE_EXEC, .exec = {.kernel = "fill", .spans = 1, .scalars = UINT32_MAX}},
         {.op = WIRE_MEASURE}, /* does not fit in 1 MiB */
     };
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {

@@ -1,0 +1,238 @@
+/*
+ * Sealing. The copy is made by SQLite from one file into the other; rows go in order, so pages are full, and
+ * the indexes are built afterwards. Nothing is promised until the file is synced under its name: a half copy
+ * lies under another and is removed by the next attempt.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <openssl/evp.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/base/fs.h"
+#include "common/base/str.h"
+#include "coordinator/audit/audit_priv.h"
+
+#define CHUNK 20000
+
+int file_sha256(const char *path, uint8_t out[CHAIN_HASH], uint64_t *bytes, struct err *e)
+{
+    static const size_t cap = 1u << 18;
+    int fd = open(path, O_RDONLY | O_CLOEXEC), rc = ST_OK;
+    if (fd < 0)
+        return err_errno(e, errno, "%s: cannot be read", path);
+    uint8_t *p = malloc(cap);
+    EVP_MD_CTX *md = EVP_MD_CTX_new();
+    unsigned len = 0;
+    ssize_t n = -1;
+    *bytes = 0;
+    if (!p || !md || EVP_DigestInit_ex(md, EVP_sha256(), NULL) != 1)
+        rc = err_set(e, ST_ENOMEM, "%s: no memory to hash it", path);
+    while (rc == ST_OK && (n = read(fd, p, cap)) > 0) {
+        *bytes += (uint64_t)n;
+        if (EVP_DigestUpdate(md, p, (size_t)n) != 1)
+            rc = err_set(e, ST_EINTERNAL, "%s: cannot be hashed", path);
+    }
+    if (rc == ST_OK && n < 0)
+        rc = err_errno(e, errno, "%s: cannot be read", path);
+    if (rc == ST_OK && EVP_DigestFinal_ex(md, out, &len) != 1)
+        rc = err_set(e, ST_EINTERNAL, "%s: cannot be hashed", path);
+    EVP_MD_CTX_free(md);
+    free(p);
+    close(fd);
+    return rc;
+}
+
+/* The names of the segment's rows keep their numbers. */
+static const char *const tables =
+    "CREATE TABLE s.event_type(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;"
+    "INSERT INTO s.event_type SELECT id,name FROM main.event_type;"
+    "CREATE TABLE s.name(id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE) STRICT;"
+    "CREATE TABLE s.seal(first INTEGER PRIMARY KEY, last INTEGER NOT NULL, ts_min INTEGER NOT NULL,"
+    " ts_max INTEGER NOT NULL, prev BLOB NOT NULL, hash BLOB NOT NULL) STRICT;"
+    "CREATE TABLE s.checkpoint(size INTEGER PRIMARY KEY, head BLOB NOT NULL, ts_us INTEGER NOT NULL,"
+    " key_id TEXT NOT NULL, sig BLOB NOT NULL) STRICT;"
+    "CREATE TABLE s.state(one INTEGER PRIMARY KEY CHECK(one=1), size INTEGER NOT NULL, head BLOB NOT NULL,"
+    " drained INTEGER NOT NULL) STRICT;"
+    "CREATE TABLE s.segment(n INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL,"
+    " ts_min INTEGER NOT NULL, ts_max INTEGER NOT NULL, opened_us INTEGER NOT NULL, prev BLOB NOT NULL,"
+    " head BLOB NOT NULL, file TEXT NOT NULL, sha256 BLOB NOT NULL, retired INTEGER NOT NULL) STRICT;"
+    "CREATE TABLE s.rate_1m(minute INTEGER NOT NULL, event INTEGER NOT NULL, severity INTEGER NOT NULL,"
+    " result INTEGER NOT NULL, n INTEGER NOT NULL, PRIMARY KEY(minute,event,severity,result)) STRICT, "
+    "WITHOUT ROWID;"
+    "CREATE TABLE s.rate_1h(hour INTEGER NOT NULL, event INTEGER NOT NULL, severity INTEGER NOT NULL,"
+    " result INTEGER NOT NULL, n INTEGER NOT NULL, PRIMARY KEY(hour,event,severity,result)) STRICT, "
+    "WITHOUT ROWID;";
+
+/* One statement for segment n, with %1 the number and %2 and %3 its first and last row. */
+static int exec_for(sqlite3 *db, const struct segment *s, const char *pattern, struct err *e)
+{
+    struct buf b = {0};
+    int rc = ST_OK;
+    for (const char *p = pattern; *p && rc >= 0; p++) {
+        if (*p != '%') {
+            rc = buf_append(&b, p, 1);
+            continue;
+        }
+        p++;
+        rc = *p == '1'   ? buf_printf(&b, "%06lld", (long long)s->n)
+             : *p == '2' ? buf_printf(&b, "%lld", (long long)s->first)
+             : *p == '3' ? buf_printf(&b, "%lld", (long long)s->last)
+                         : buf_printf(&b, "%lld", (long long)s->n);
+    }
+    rc = rc < 0 ? err_set(e, ST_ENOMEM, "sealing: out of memory") : db_exec(db, buf_cstr(&b), e);
+    buf_fini(&b);
+    return rc;
+}
+
+static int copy_rows(sqlite3 *db, const struct segment *s, int (*pause)(void *arg), void *arg, struct err *e)
+{
+    int rc =
+        exec_for(db, s,
+                 "CREATE TABLE s.audit_%1(id INTEGER PRIMARY KEY, ts_us INTEGER NOT NULL, event INTEGER NOT "
+                 "NULL, severity INTEGER NOT NULL, result INTEGER NOT NULL, principal INTEGER NOT NULL, "
+                 "device INTEGER NOT NULL, node INTEGER NOT NULL, session INTEGER NOT NULL, job INTEGER NOT "
+                 "NULL, operation INTEGER NOT NULL, error TEXT, meta TEXT) STRICT",
+                 e);
+    /* In pieces: each is a short read of the live file, so that its WAL can be shortened in between. */
+    for (int64_t at = s->first; rc == ST_OK && at <= s->last; at += CHUNK) {
+        struct segment piece = *s;
+        piece.first = at;
+        piece.last = at + CHUNK - 1 < s->last ? at + CHUNK - 1 : s->last;
+        rc = exec_for(db, &piece,
+                      "INSERT INTO s.audit_%1 SELECT " SEGMENT_COLUMNS
+                      " FROM main.audit_%1 WHERE id BETWEEN %2 AND %3 ORDER BY id",
+                      e);
+        if (rc == ST_OK && pause && pause(arg))
+            rc = err_set(e, ST_ECLOSED, "sealing was stopped");
+    }
+    return rc;
+}
+
+static int copy_rest(sqlite3 *db, const struct segment *s, struct err *e)
+{
+    static const char *const sql[] = {
+        "INSERT INTO s.name SELECT id,text FROM main.name WHERE id IN (SELECT principal FROM s.audit_%1 "
+        "UNION "
+        "SELECT device FROM s.audit_%1 UNION SELECT node FROM s.audit_%1 UNION SELECT session FROM "
+        "s.audit_%1 "
+        "UNION SELECT job FROM s.audit_%1 UNION SELECT operation FROM s.audit_%1) ORDER BY id",
+        "INSERT INTO s.seal SELECT first,last,ts_min,ts_max,prev,hash FROM main.seal WHERE first BETWEEN %2 "
+        "AND "
+        "%3 ORDER BY first",
+        "CREATE INDEX s.seal_time ON seal(ts_max, first)",
+        "INSERT INTO s.checkpoint SELECT size,head,ts_us,key_id,sig FROM main.checkpoint WHERE size BETWEEN "
+        "%2 "
+        "AND %3 ORDER BY size",
+        "INSERT INTO s.state SELECT 1,last,head,0 FROM main.segment WHERE n=%n",
+        "INSERT INTO s.segment SELECT n,first,last,ts_min,ts_max,opened_us,prev,head,'',zeroblob(32),0 FROM "
+        "main.segment WHERE n=%n",
+        "INSERT INTO s.rate_1m SELECT ts_us/60000000,event,severity,result,count(*) FROM s.audit_%1 GROUP BY "
+        "1,2,3,4",
+        "INSERT INTO s.rate_1h SELECT minute/60,event,severity,result,sum(n) FROM s.rate_1m GROUP BY 1,2,3,4",
+        "CREATE INDEX s.audit_%1_principal ON audit_%1(principal)",
+        "CREATE INDEX s.audit_%1_event ON audit_%1(event)",
+        "CREATE INDEX s.audit_%1_device ON audit_%1(device) WHERE device<>0",
+        "CREATE INDEX s.audit_%1_time ON audit_%1(ts_us)",
+        "CREATE INDEX s.audit_%1_critical ON audit_%1(ts_us) WHERE severity>=3",
+        "CREATE INDEX s.audit_%1_denied ON audit_%1(ts_us) WHERE result=2",
+        "CREATE INDEX s.audit_%1_job ON audit_%1(job) WHERE job<>0"};
+    int rc = ST_OK;
+    for (size_t i = 0; rc == ST_OK && i < sizeof sql / sizeof *sql; i++)
+        rc = exec_for(db, s, sql[i], e);
+    return rc;
+}
+
+static int attach(sqlite3 **db, const char *path, const char *tmp, struct err *e)
+{
+    char uri[2300], sql[2400];
+    int n = snprintf(uri, sizeof uri, "file:%s?mode=ro", path);
+    if (n >= (int)sizeof uri || strpbrk(path, "?#%'") || strpbrk(tmp, "?#%'"))
+        return err_set(e, ST_EINVAL, "%s: a path with one of ? # %% ' or too long cannot be sealed", path);
+    int rc = sqlite3_open_v2(
+        uri, db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_URI, NULL);
+    if (rc != SQLITE_OK)
+        return db_fail(*db, rc, "opening for sealing", e);
+    sqlite3_extended_result_codes(*db, 1);
+    sqlite3_busy_timeout(*db, 5000);
+    snprintf(sql, sizeof sql,
+             "ATTACH 'file:%s?mode=rwc' AS s; PRAGMA s.journal_mode=OFF; PRAGMA s.synchronous=OFF;"
+             "PRAGMA s.locking_mode=EXCLUSIVE; PRAGMA s.application_id=%d; PRAGMA s.user_version=%d",
+             tmp, audit_db_kind.app_id, audit_db_kind.n_steps);
+    return db_exec(*db, sql, e);
+}
+
+/* The views a reader of audit.db knows work on the sealed file too. */
+static int finish_views(const char *tmp, struct err *e)
+{
+    sqlite3 *db = NULL;
+    int rc = sqlite3_open_v2(tmp, &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX, NULL);
+    if (rc != SQLITE_OK) {
+        rc = db_fail(db, rc, "opening the sealed file", e);
+    } else {
+        rc = db_exec(db, "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF", e);
+        if (rc == ST_OK)
+            rc = segment_views(db, e);
+    }
+    db_close(db);
+    return rc;
+}
+
+static int sync_path(const char *path, int flags, struct err *e)
+{
+    int fd = open(path, flags | O_CLOEXEC);
+    if (fd < 0 || fsync(fd) < 0) {
+        int rc = err_errno(e, errno, "%s: cannot be synced", path);
+        if (fd >= 0)
+            close(fd);
+        return rc;
+    }
+    close(fd);
+    return ST_OK;
+}
+
+static int put_in_place(const char *tmp, const char *final, const char *dir, struct err *e)
+{
+    int rc = sync_path(tmp, O_RDWR, e);
+    if (rc == ST_OK && (chmod(tmp, 0440) < 0 || rename(tmp, final) < 0))
+        rc = err_errno(e, errno, "%s: cannot be given its name", final);
+    return rc == ST_OK ? sync_path(dir, O_RDONLY | O_DIRECTORY, e) : rc;
+}
+
+int seal_segment(const char *path, const struct segment *s, int (*pause)(void *arg), void *arg,
+                 struct seal_result *out, struct err *e)
+{
+    char dir[1024], tmp[1100], final[1024];
+    uint64_t start = clock_ns(clock_system());
+    sqlite3 *db = NULL;
+    *out = (struct seal_result){.n = s->n, .first = s->first, .last = s->last};
+    snprintf(out->file, sizeof out->file, "%06lld.db", (long long)s->n);
+    if (segment_path(dir, path, "") < 0 || segment_path(final, path, out->file) < 0)
+        return err_set(e, ST_ELIMIT, "%s: its path is too long to seal beside it", path);
+    snprintf(tmp, sizeof tmp, "%s.tmp", final);
+    int rc = fs_mkdirs(dir, 0750, e);
+    if (rc < 0)
+        return rc;
+    if (unlink(tmp) < 0 && errno != ENOENT)
+        return err_errno(e, errno, "%s: cannot be removed", tmp);
+    rc = attach(&db, path, tmp, e);
+    if (rc == ST_OK)
+        rc = db_exec(db, tables, e);
+    if (rc == ST_OK)
+        rc = copy_rows(db, s, pause, arg, e);
+    if (rc == ST_OK)
+        rc = copy_rest(db, s, e);
+    db_close(db);
+    if (rc == ST_OK)
+        rc = finish_views(tmp, e);
+    if (rc == ST_OK)
+        rc = file_sha256(tmp, out->sha256, &out->bytes, e);
+    if (rc == ST_OK)
+        rc = put_in_place(tmp, final, dir, e);
+    if (rc < 0)
+        unlink(tmp);
+    out->us = (clock_ns(clock_system()) - start) / NS_PER_US;
+    return rc;
+}
