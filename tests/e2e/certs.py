@@ -405,6 +405,7 @@ def short_lives():
         join(port, token(), n, "--name", n, models="none" if n == "n2" else "models")
         start(n, "strata-agent", "run", "--config", f"{work}/{n}/agent.yaml")
     until("both are connected", lambda: connected() == ["n1", "n2"])
+    strata("cert", "rotate", "--coordinator")  # from init it has one of a year
     jobs, end = 0, time.monotonic() + seconds
     while time.monotonic() < end:
         j = strata("job", "submit", "--model", f"{work}/models/m.gguf", "--min-nodes", "2")
