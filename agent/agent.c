@@ -8,6 +8,7 @@
 
 #include "agent/control.h"
 #include "agent/handlers.h"
+#include "agent/identity.h"
 #include "agent/layers/layers.h"
 #include "agent/layers/peers.h"
 #include "agent/layers/serve.h"
@@ -27,7 +28,7 @@
 
 struct agent {
     struct agent_env env;
-    struct tls_ctx *tls;
+    struct identity *identity;
     struct files *files;
     struct quic_udp *udp, *bulk_udp;
     struct quic_ep *ep, *bulk_ep;
@@ -253,6 +254,7 @@ static void on_registered(const Strata__V1__HelloReply *r, void *arg)
               a->env.config->coordinator, a->peer_address, a->ndevices);
     a->ready_told = true;
     deliver_session(a->deliver, control_session(a->control));
+    identity_registered(a->identity);
     if (a->env.on_registered)
         a->env.on_registered(a->env.arg);
 }
@@ -264,12 +266,19 @@ static void on_disconnected(const char *why, void *arg)
     LOG_W(a->env.log, "agent", "coordinator lost why=\"%s\"", why);
 }
 
+static void on_moved(bool ok, void *arg)
+{
+    (void)ok;
+    identity_registered(((struct agent *)arg)->identity);
+}
+
 static const struct control_ops control_ops = {
     .fill_hello = fill_hello,
     .fill_heartbeat = fill_heartbeat,
     .on_registered = on_registered,
     .on_heartbeat = on_heartbeat,
     .on_lost = on_disconnected,
+    .on_moved = on_moved,
 };
 
 /* What layers may have of it: what sessions hold is not theirs. */
@@ -404,7 +413,10 @@ static int start_control(struct agent *a, struct err *e)
         .table = a->table,
         .address = a->env.config->coordinator,
     };
-    return control_new(&a->control, &cfg, &control_ops, a, e);
+    int rc = control_new(&a->control, &cfg, &control_ops, a, e);
+    if (rc == ST_OK)
+        identity_start(a->identity, a->control);
+    return rc;
 }
 
 static void on_probed(void *arg, int rc, const struct err *why, const struct pool_device *v, size_t n)
@@ -434,22 +446,40 @@ static void on_probed(void *arg, int rc, const struct err *why, const struct poo
 
 /* ---- setting up ---- */
 
-static int open_tls(struct agent *a, struct err *e)
+static void on_context(struct tls_ctx *fresh, void *arg)
 {
-    const struct agent_config *c = a->env.config;
-    const struct tls_cfg cfg = {.ca_file = c->ca_file,
-                                .cert_file = c->cert_file,
-                                .key_file = c->key_file,
-                                .trust_domain = c->trust_domain};
-    int rc = tls_ctx_new(&a->tls, &cfg, a->env.clock, e);
-    if (rc < 0)
-        return rc;
-    const struct tls_identity *self = tls_ctx_self(a->tls);
-    if (self->kind != TLS_NODE || strcmp(self->name, c->node) != 0)
-        return err_reason(e, ST_ETRUST, "WRONG_IDENTITY",
-                          "the certificate %s is for %s, but this node is configured as node/%s",
-                          c->cert_file, self->principal, c->node);
-    return ST_OK;
+    struct agent *a = arg;
+    quic_ep_set_tls(a->ep, fresh);
+    quic_ep_set_tls(a->bulk_ep, fresh);
+    peers_renewed(a->peers);
+}
+
+static void on_check(void *arg)
+{
+    struct agent *a = arg;
+    unsigned n = quic_ep_close_bad(a->ep) + quic_ep_close_bad(a->bulk_ep);
+    if (n)
+        LOG_W(a->env.log, "agent", "closed connections=%u whose certificates are no longer good", n);
+}
+
+static void on_ticket_key(const uint8_t pub[TICKET_PUB_LEN], void *arg)
+{
+    struct agent *a = arg;
+    serve_set_key(a->serve, pub);
+}
+
+static int open_identity(struct agent *a, struct err *e)
+{
+    const struct identity_cfg cfg = {.base = a->env.base,
+                                     .clock = a->env.clock,
+                                     .rng = a->env.rng,
+                                     .log = a->env.log,
+                                     .config = a->env.config,
+                                     .on_context = on_context,
+                                     .on_check = on_check,
+                                     .on_ticket_key = on_ticket_key,
+                                     .arg = a};
+    return identity_new(&a->identity, &cfg, e);
 }
 
 /* Kept over restarts, so that peers notice one at once. */
@@ -478,8 +508,11 @@ static int reset_secret(const struct agent *a, const char *name, uint8_t out[32]
 static int open_sockets(struct agent *a, struct err *e)
 {
     const struct agent_config *c = a->env.config;
-    struct quic_ep_cfg cfg = {
-        .clock = a->env.clock, .rng = a->env.rng, .log = a->env.log, .tls = a->tls, .accept = false};
+    struct quic_ep_cfg cfg = {.clock = a->env.clock,
+                              .rng = a->env.rng,
+                              .log = a->env.log,
+                              .tls = identity_tls(a->identity),
+                              .accept = false};
     quic_limits_control(&cfg.limits);
     int rc = reset_secret(a, "reset.key", cfg.reset_secret, e);
     if (rc < 0)
@@ -596,7 +629,7 @@ static int open_rooms(struct agent *a, struct err *e)
     };
     if ((rc = layers_new(&a->layers, &layers, e)) < 0 || (rc = open_sessions(a, e)) < 0)
         return rc;
-    a->handlers = (struct handlers){a->layers, a->files, a->env.clock, roots, c->nmodel_dirs};
+    a->handlers = (struct handlers){a->layers, a->files, a->env.clock, roots, c->nmodel_dirs, a->identity};
     if ((rc = handlers_table(&a->table, &a->handlers, e)) < 0 ||
         (rc = serve_table(&a->peer_table, a->serve, e)) < 0 || (rc = join_tables(a, e)) < 0)
         return rc;
@@ -610,7 +643,7 @@ int agent_new(struct agent **out, const struct agent_env *env, struct err *e)
     if (!a)
         return err_set(e, ST_ENOMEM, "no memory for the agent");
     a->env = *env;
-    if ((rc = open_tls(a, e)) < 0 || (rc = files_new(&a->files, env->base, FILE_THREADS, e)) < 0 ||
+    if ((rc = open_identity(a, e)) < 0 || (rc = files_new(&a->files, env->base, FILE_THREADS, e)) < 0 ||
         (rc = open_spool(a, e)) < 0 || (rc = open_sockets(a, e)) < 0 || (rc = open_rooms(a, e)) < 0) {
         agent_free(a);
         return rc;
@@ -655,7 +688,7 @@ void agent_free(struct agent *a)
     port_free(a->port);
     rpc_table_free(a->table);
     rpc_table_free(a->peer_table);
-    tls_ctx_unref(a->tls);
+    identity_free(a->identity);
     free(a->res_msg);
     free(a->res_ptr);
     free(a);

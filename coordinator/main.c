@@ -13,7 +13,7 @@
 #include "common/base/fs.h"
 #include "common/base/str.h"
 #include "common/ticket/ticket.h"
-#include "coordinator/api/api.h"
+#include "coordinator/api/trust.h"
 
 static void usage(FILE *f)
 {
@@ -77,24 +77,6 @@ static int open_ticket_key(struct coord *c, struct err *e)
         return rc;
     ticket_key_public(c->ticket_key, c->ticket_public);
     return ST_OK;
-}
-
-static int open_tls(struct coord *c, struct err *e)
-{
-    char ca[1024], crt[1024], key[1024];
-    if (fs_join(ca, sizeof ca, c->cfg.tls_dir, "ca.crt") < 0 ||
-        fs_join(crt, sizeof crt, c->cfg.tls_dir, "coordinator.crt") < 0 ||
-        fs_join(key, sizeof key, c->cfg.tls_dir, "coordinator.key") < 0)
-        return err_set(e, ST_ELIMIT, "path too long: %s", c->cfg.tls_dir);
-    int rc = tls_ctx_new(
-        &c->tls,
-        &(struct tls_cfg){
-            .ca_file = ca, .cert_file = crt, .key_file = key, .trust_domain = c->cfg.trust_domain},
-        c->clock, e);
-    if (rc == ST_OK && tls_ctx_self(c->tls)->kind != TLS_COORDINATOR)
-        rc = err_set(e, ST_ETRUST, "%s is the certificate of %s, not of a coordinator", crt,
-                     tls_ctx_self(c->tls)->principal);
-    return rc;
 }
 
 static int take_policy(void *arg, const struct policy *p)
@@ -255,20 +237,24 @@ static int start(struct coord *c, struct err *e)
         offload_new(&c->offload, c->port) < 0)
         return err_set(e, ST_ERESOURCE,
                        "cannot make the event loop: out of memory, threads or file descriptors");
-    if ((rc = open_tls(c, e)) < 0 || (rc = open_stores(c, e)) < 0 || (rc = open_ticket_key(c, e)) < 0 ||
-        (rc = open_jobs(c, e)) < 0 || (rc = dsessions_load(c, e)) < 0 || (rc = api_table_new(c, e)) < 0 ||
-        (rc = store_start(c->store, c->port, e)) < 0 || (rc = first_admin(c, e)) < 0)
+    if ((rc = trust_new(c, e)) < 0 || (rc = open_stores(c, e)) < 0 || (rc = trust_load(c->trust, e)) < 0 ||
+        (rc = open_ticket_key(c, e)) < 0 || (rc = open_jobs(c, e)) < 0 || (rc = dsessions_load(c, e)) < 0 ||
+        (rc = api_table_new(c, e)) < 0 || (rc = store_start(c->store, c->port, e)) < 0 ||
+        (rc = first_admin(c, e)) < 0)
         return rc;
     /* What a policy stopped carrying while its sessions were being ended when the last run died. */
     dsessions_recheck(c, NULL, "coordinator");
     c->recheck_jobs = true;
-    return listen_now(c, e);
+    rc = listen_now(c, e);
+    return rc < 0 ? rc : trust_listen(c->trust, e);
 }
 
 /* Backwards: first nobody can ask, then what was asked is written down, then all is freed. */
 static void stop(struct coord *c)
 {
     jobs_stop(c->jobs);
+    if (c->trust && c->trust->enroll_udp)
+        quic_udp_free(c->trust->enroll_udp, 0, "the coordinator stops");
     if (c->udp)
         quic_udp_free(c->udp, 0, "the coordinator stops");
     c->stopping = true;
@@ -285,6 +271,7 @@ static void stop(struct coord *c)
     topo_free(c->topo);
     ticket_key_free(c->ticket_key);
     tls_ctx_unref(c->tls);
+    trust_free(c->trust);
     api_policies_fini(c);
     dsessions_fini(c);
     quota_free(c->quota);

@@ -117,6 +117,22 @@ void quic_ep_set_tls(struct quic_ep *ep, struct tls_ctx *tls)
     tls_ctx_unref(old);
 }
 
+unsigned quic_ep_close_bad(struct quic_ep *ep)
+{
+    struct quic_conn *c;
+    struct err e;
+    unsigned n = 0;
+    TAILQ_FOREACH(c, &ep->conns, all)
+    {
+        e = (struct err){0};
+        if (c->state != QUIC_ST_UP || tls_identity_still_good(ep->tls, &c->peer, &e) == ST_OK)
+            continue;
+        quic_conn_fail(c, QUIC_CLOSE_TRUST, ST_ETRUST, 0x10e, QUIC_BYE_APP, 0, e.reason, "%s", e.text);
+        n++;
+    }
+    return n;
+}
+
 void quic_ep_drain(struct quic_ep *ep)
 {
     ep->accept = false;

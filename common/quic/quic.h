@@ -125,6 +125,9 @@ int quic_ep_new(struct quic_ep **out, const struct quic_ep_cfg *cfg, struct err 
 void quic_ep_free(struct quic_ep *ep, uint64_t code, const char *reason);
 /* New connections use the new certificates; live ones keep theirs. */
 void quic_ep_set_tls(struct quic_ep *ep, struct tls_ctx *tls);
+/* Closes every live connection whose peer's certificate has expired or been revoked meanwhile, or no longer
+ * satisfies its pins. Returns how many. */
+unsigned quic_ep_close_bad(struct quic_ep *ep);
 /* Stop accepting; live connections go on. */
 void quic_ep_drain(struct quic_ep *ep);
 size_t quic_ep_conns(const struct quic_ep *ep);

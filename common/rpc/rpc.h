@@ -150,6 +150,8 @@ int rpc_accept(struct rpc_session **out, const struct rpc_cfg *cfg, struct quic_
 struct quic_conn *rpc_session_conn(struct rpc_session *s);
 const struct tls_identity *rpc_session_peer(const struct rpc_session *s);
 void rpc_session_close(struct rpc_session *s, uint64_t code, const char *reason);
+/* Closes it as soon as no call runs on it in either direction; the peer is to make no new ones. */
+void rpc_session_drain(struct rpc_session *s, const char *reason);
 /* The application's own pointer. */
 void rpc_session_set_user(struct rpc_session *s, void *user);
 void *rpc_session_user(const struct rpc_session *s);

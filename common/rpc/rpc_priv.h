@@ -39,7 +39,8 @@ struct rpc_session {
     TAILQ_HEAD(, rpc_call) waiting; /* outbound calls for which the peer's stream limit has no room yet */
     unsigned nwaiting;
     size_t waiting_bytes;
-    bool up, closed;
+    bool up, closed, draining;
+    char drained[80]; /* the reason to give */
 };
 
 struct rpc_call {

@@ -104,6 +104,8 @@ void rpc_call_free(struct rpc_call *c)
         c->next->link = c->link;
     rpc_call_ended(c);
     rpc_unwait(c);
+    if (c->s->draining && !c->s->calls && !c->s->closed)
+        quic_conn_close(c->s->conn, 0, c->s->drained);
     frame_dec_fini(&c->dec);
     buf_fini(&c->ask);
     buf_fini(&c->tail);
@@ -217,6 +219,14 @@ const struct tls_identity *rpc_session_peer(const struct rpc_session *s)
 void rpc_session_close(struct rpc_session *s, uint64_t code, const char *reason)
 {
     quic_conn_close(s->conn, code, reason);
+}
+
+void rpc_session_drain(struct rpc_session *s, const char *reason)
+{
+    s->draining = true;
+    str_copy(s->drained, sizeof s->drained, reason);
+    if (!s->calls && !s->closed)
+        quic_conn_close(s->conn, 0, s->drained);
 }
 
 void rpc_session_set_user(struct rpc_session *s, void *user)

@@ -6,6 +6,7 @@
 
 #include "common/base/map.h"
 #include "common/base/str.h"
+#include "coordinator/api/trust.h"
 #include "strata/v1/audit.pb-c.h"
 #include "strata/v1/jobs.pb-c.h"
 #include "strata/v1/nodes.pb-c.h"
@@ -51,9 +52,17 @@ int api_table_new(struct coord *c, struct err *e)
     const ProtobufCServiceDescriptor *const services[] = {
         &strata__v1__nodes__descriptor, &strata__v1__jobs__descriptor,     &strata__v1__plans__descriptor,
         &strata__v1__audit__descriptor, &strata__v1__policies__descriptor, &strata__v1__sessions__descriptor,
-        &strata__v1__spool__descriptor};
-    return rpc_table_new(&c->table, services, sizeof services / sizeof(*services), methods,
-                         sizeof methods / sizeof *methods, c, e);
+        &strata__v1__spool__descriptor, &strata__v1__certs__descriptor};
+    const size_t n = sizeof methods / sizeof *methods;
+    struct rpc_method *all = malloc((n + trust_methods_n) * sizeof *all);
+    if (!all)
+        return err_set(e, ST_ENOMEM, "no memory");
+    memcpy(all, methods, sizeof methods);
+    memcpy(all + n, trust_methods, trust_methods_n * sizeof *all);
+    int rc = rpc_table_new(&c->table, services, sizeof services / sizeof *services, all, n + trust_methods_n,
+                           c, e);
+    free(all);
+    return rc;
 }
 
 /* ---- rights ---- */
@@ -205,16 +214,35 @@ static void on_stream_before_up(struct quic_conn *conn, struct quic_stream *s, v
     quic_stream_reset(s, 0x10d);
 }
 
-/* An accepted connection that never came up: its certificate was refused, or it went away. */
+/* An accepted connection that never came up: its certificate was refused. A flood of them is counted, not
+ * written down one by one; a broken pin is somebody's attack or somebody's mistake, and always told. */
 static void on_refused(struct quic_conn *conn, const struct quic_close *why, void *arg)
 {
     struct coord *c = arg;
     char addr[64];
+    unsigned held = 0;
+    bool pin = !strcmp(why->reason_code, "PIN_MISMATCH");
+    if (!log_limited(&c->trust->refusals, clock_ns(c->clock), 50, &held) && !pin)
+        return;
     quic_addr_str(quic_conn_remote(conn), addr);
     struct event_meta m = {0};
-    event_meta_str(&m, "reason", why->reason);
+    event_meta_str(&m, "reason", why->reason_code);
     event_meta_str(&m, "peer", addr);
-    api_event(c, EV_SECURITY_HANDSHAKE_REFUSED, EVENT_DENIED, NULL, NULL, event_meta_text(&m), why->reason);
+    if (held)
+        event_meta_u64(&m, "count", held + 1);
+    struct audit_event ev = event_make(EV_SECURITY_HANDSHAKE_REFUSED, EVENT_DENIED, clock_wall_us(c->clock));
+    if (pin)
+        ev.severity = EVENT_CRITICAL;
+    ev.operation = "security.handshake_refused";
+    ev.meta = event_meta_text(&m);
+    ev.error = why->reason;
+    struct store_txn *t = store_txn_new();
+    if (t)
+        store_txn_event(t, &ev);
+    int rc = t ? store_submit(c->store, t, NULL, NULL) : ST_ENOMEM;
+    if (rc < 0)
+        LOG_E(&c->log, "audit", "refusal not recorded peer=%s reason=%s error=%s", addr, why->reason_code,
+              status_name(rc));
     event_meta_fini(&m);
 }
 

@@ -17,6 +17,7 @@
 struct event_base;
 struct ticket_key;
 struct coord_watch;
+struct trust;
 struct policy_op;
 
 struct coord {
@@ -36,6 +37,7 @@ struct coord {
     struct topo *topo;
     struct store *store;
     struct audit *audit;
+    struct trust *trust;
     struct jobs *jobs;
     struct access_set *access; /* policies */
     struct quota *quota;       /* what principals hold: jobs and device sessions */
@@ -57,8 +59,10 @@ struct coord {
 struct coord_session {
     struct coord *c;
     struct rpc_session *rpc;
-    char node[64];  /* set by a successful hello */
-    uint64_t epoch; /* of that hello */
+    char node[64];        /* set by a successful hello */
+    uint8_t instance[16]; /* of the process that said it */
+    bool ending;          /* closed by us, its last upcall is to come */
+    uint64_t epoch;       /* of that hello */
     struct coord_session *next;
 };
 

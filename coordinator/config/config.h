@@ -25,6 +25,11 @@ struct config_audit { /* zeros: the audit room's own defaults */
     unsigned flush_rows, ring_rows, segment_rows, hot_segments;
 };
 
+struct config_pin {
+    char *peer; /* principal, pattern or pool/NAME */
+    char *sha256;
+};
+
 struct coord_config {
     char *listen;  /* host:port of the control socket */
     char *tls_dir; /* holds ca.crt, coordinator.crt, coordinator.key */
@@ -38,6 +43,14 @@ struct coord_config {
     unsigned nlinks;
     double default_bytes_per_s; /* 0 = nodes without a link cannot exchange layers' activations */
     uint64_t default_rtt_ns;
+    bool development;                         /* a CA made on the spot, loopback only */
+    char *tls_ciphers, *tls_groups, *tls_crl; /* NULL: the defaults, none */
+    struct config_pin *pins;
+    unsigned npins;
+    char *ca_dir; /* of the CA that signs; NULL: certificates come from elsewhere */
+    int64_t leaf_ttl_us;
+    char *enroll_listen; /* NULL: nobody can join */
+    double enroll_rate;  /* enrolments a second */
 };
 
 int coord_config_read(struct coord_config *out, const char *path, struct err *e) ST_CHECK;

@@ -60,6 +60,15 @@ int ctl_number(const char *word, const char *name, uint64_t max, uint64_t *out);
 /* ---- commands: argv starts after the command's words ---- */
 
 int ctl_init(struct ctl *c, int argc, char **argv);
+int ctl_node_token(struct ctl *c, int argc, char **argv);
+int ctl_user_token(struct ctl *c, int argc, char **argv);
+int ctl_login(struct ctl *c, int argc, char **argv);
+int ctl_cert_status(struct ctl *c, int argc, char **argv);
+int ctl_cert_renew(struct ctl *c, int argc, char **argv);
+int ctl_cert_rotate(struct ctl *c, int argc, char **argv);
+int ctl_cert_rotate_ca(struct ctl *c, int argc, char **argv);
+int ctl_cert_revoke(struct ctl *c, int argc, char **argv);
+int ctl_cert_pin(struct ctl *c, int argc, char **argv);
 int ctl_status(struct ctl *c, int argc, char **argv);
 int ctl_node_list(struct ctl *c, int argc, char **argv);
 int ctl_gpu_list(struct ctl *c, int argc, char **argv);
