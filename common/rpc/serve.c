@@ -160,11 +160,8 @@ static int take_header(struct rpc_call *c, const struct frame *f)
     c->got_header = true;
     bool id_ok = printable(h->request_id) && str_copy(c->request_id, sizeof c->request_id, h->request_id);
     c->entry = rpc_table_find(c->s->cfg.table, h->service, h->method, &c->entry_arg);
-    if (c->entry) {
-        const char *dot = strrchr(h->service, '.');
-        snprintf(c->name, sizeof c->name, "%s.%s", dot ? dot + 1 : h->service, h->method);
+    if (c->entry)
         c->flags = c->entry->m->flags;
-    }
     uint64_t now = clock_ns(c->s->cfg.clock);
     int rc = ST_OK;
     if (!c->entry)
