@@ -420,8 +420,9 @@ static int extend(struct mask *k, unsigned set, size_t e)
     bool ends = total < INFINITY && total <= k->best && may_end(k, with);
     if (any || ends)
         k->row[with * k->D + e] = (uint32_t)++k->n_rows;
-    if (ends &&
-        (!k->found || total < k->best || __builtin_popcount(with) < __builtin_popcount(k->best_set))) {
+    /* equals fall to the fewest devices, and then to those that come first */
+    if (ends && (!k->found || total < k->best || __builtin_popcount(with) < __builtin_popcount(k->best_set) ||
+                 (with == k->best_set && e < k->best_dev))) {
         k->found = true;
         k->best = total;
         k->best_set = with;

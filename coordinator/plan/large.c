@@ -12,9 +12,9 @@
 #include "coordinator/plan/inst.h"
 
 #define ROUNDS 80
-#define BEAM 12u
-#define WORK_MAX 1500000000.0 /* innermost steps */
-#define CLOSE 1e-4            /* a gap not worth more work */
+#define BEAM 16u
+#define WORK_MAX 600000000.0 /* innermost steps */
+#define CLOSE 1e-4           /* a gap not worth more work */
 
 struct node {
     double cost, score; /* real; with prices and the cost to go */
@@ -28,17 +28,18 @@ struct large {
     size_t n_live;
     uint32_t *home; /* nodes that hold one of them */
     size_t n_home;
+    bool *is_home;          /* N */
     double *price;          /* D */
     double *before, *after; /* D × W, priced */
     uint32_t *pred;         /* D × W: start of the stage that ends there */
     double *one, *two;      /* N: least values at the position at hand */
     uint32_t *who;          /* N: device of the least */
     double *reach;          /* N: least value and hop from another node */
-    double *hop, hop_bytes; /* to, from: by node, for hops of that size; NULL = too many nodes */
-    double hop_least;       /* then: of any hop */
-    struct node *beam;      /* W × BEAM */
-    uint32_t *n_beam;       /* W */
-    uint32_t *visits;       /* D */
+    double *link, *self, base,
+        hop_bytes;     /* seconds of hops of that size: listed links, inside a node, others */
+    struct node *beam; /* W × BEAM */
+    uint32_t *n_beam;  /* W */
+    uint32_t *visits;  /* D */
     double best, bound, work;
     uint32_t *on;
 };
@@ -55,7 +56,9 @@ static void large_fini(struct large *q)
     free(q->two);
     free(q->who);
     free(q->reach);
-    free(q->hop);
+    free(q->link);
+    free(q->self);
+    free(q->is_home);
     free(q->beam);
     free(q->n_beam);
     free(q->visits);
@@ -79,15 +82,16 @@ static int large_init(struct large *q, const struct prob *p, struct budget *b, u
     q->beam = malloc(W * BEAM * sizeof *q->beam);
     q->n_beam = malloc(W * sizeof *q->n_beam);
     q->visits = malloc(D * sizeof *q->visits);
-    if (p->in->hop)
-        q->hop = malloc((N + 1) * (N + 1) * sizeof *q->hop);
+    q->link = malloc((p->in->c->nlinks + 1) * sizeof *q->link);
+    q->self = malloc((N + 1) * sizeof *q->self);
+    q->is_home = calloc(N + 1, sizeof *q->is_home);
     if (!q->live || !q->home || !q->price || !q->before || !q->after || !q->pred || !q->one || !q->two ||
-        !q->who || !q->reach || !q->beam || !q->n_beam || !q->visits || (p->in->hop && !q->hop))
+        !q->who || !q->reach || !q->beam || !q->n_beam || !q->visits || !q->link || !q->self || !q->is_home)
         return ST_ENOMEM;
     q->n_live = D;
     for (size_t d = 0; d < D; d++)
         q->live[d] = (uint32_t)d;
-    size_t bytes = D * W * 20 + (p->in->hop ? (N + 1) * (N + 1) * 32 : 0);
+    size_t bytes = D * W * 28 + W * BEAM * sizeof *q->beam + p->in->c->nlinks * sizeof *q->link;
     b->table_bytes = bytes > b->table_bytes ? bytes : b->table_bytes;
     return ST_OK;
 }
@@ -98,50 +102,40 @@ static double seconds(const struct prob *p, struct inst_hop h, double bytes)
     return !h.ok || s > p->cap_bottleneck ? INFINITY : h.half_rtt + s;
 }
 
-/* Hop costs for hops of that size, from column to row. */
+/* Seconds of all hops of that size. */
 static void set_hop(struct large *q, double bytes)
 {
     const struct inst *in = q->p->in;
+    const struct cluster *c = in->c;
+    bool linked = in->rules & RULE_LINKS;
     if (bytes == q->hop_bytes)
         return;
     q->hop_bytes = bytes;
-    if (q->hop) {
-        for (size_t t = 0; t <= q->N; t++)
-            for (size_t n = 0; n <= q->N; n++)
-                q->hop[t * (q->N + 1) + n] = seconds(q->p, in->hop[n * (q->N + 1) + t], bytes);
-        q->work += (double)q->N * (double)q->N;
-        return;
-    }
-    const struct cluster *c = in->c;
-    q->hop_least =
-        c->has_default_link ? c->default_link.rtt_s / 2 + bytes / c->default_link.bytes_per_s : INFINITY;
-    q->hop_least =
-        fmin(q->hop_least,
-             c->has_same_node_link ? c->same_node_link.rtt_s / 2 + bytes / c->same_node_link.bytes_per_s : 0);
+    q->base = linked ? INFINITY : 0;
+    if (linked && c->has_default_link)
+        q->base = seconds(
+            q->p, (struct inst_hop){c->default_link.rtt_s / 2, c->default_link.bytes_per_s, true}, bytes);
     for (size_t i = 0; i < c->nlinks; i++)
-        q->hop_least = fmin(q->hop_least, c->links[i].rate.rtt_s / 2 + bytes / c->links[i].rate.bytes_per_s);
-    if (!(in->rules & RULE_LINKS))
-        q->hop_least = 0;
-}
-
-static double hop_of(const struct large *q, size_t from, size_t to, double bytes)
-{
-    const struct inst *in = q->p->in;
-    if (q->hop && bytes == q->hop_bytes)
-        return q->hop[(to < q->D ? in->node[to] : q->N) * (q->N + 1) + (from < q->D ? in->node[from] : q->N)];
-    return prob_hop(q->p, from, to, bytes);
+        q->link[i] =
+            linked
+                ? seconds(q->p,
+                          (struct inst_hop){c->links[i].rate.rtt_s / 2, c->links[i].rate.bytes_per_s, true},
+                          bytes)
+                : 0;
+    for (uint32_t n = 0; n < q->N; n++)
+        q->self[n] = seconds(q->p, inst_path(in, n, n), bytes);
+    q->work += (double)(q->N + c->nlinks);
 }
 
 static void find_homes(struct large *q)
 {
     q->n_home = 0;
-    for (size_t n = 0; n < q->N; n++)
-        q->who[n] = INST_NOBODY;
+    memset(q->is_home, 0, (q->N + 1) * sizeof *q->is_home);
     for (size_t i = 0; i < q->n_live; i++) {
         uint32_t n = q->p->in->node[q->live[i]];
-        if (q->who[n] == INST_NOBODY)
+        if (!q->is_home[n])
             q->home[q->n_home++] = n;
-        q->who[n] = 0;
+        q->is_home[n] = true;
     }
 }
 
@@ -165,25 +159,30 @@ static void gather(struct large *q, const double *value, size_t m, bool into)
             q->two[n] = v;
         }
     }
-    double least = INFINITY;
-    for (size_t i = 0; !q->hop && i < q->n_home; i++)
-        least = fmin(least, q->one[q->home[i]]);
+    /* A listed link that is slower than the others is taken as one of them: a bound may be too low. */
+    size_t best = q->N;
+    double second = INFINITY;
+    q->one[q->N] = INFINITY;
     for (size_t i = 0; i < q->n_home; i++) {
-        size_t t = q->home[i];
-        double v = least + q->hop_least;
-        const double *h = q->hop ? &q->hop[into ? t * (q->N + 1) : t] : NULL;
-        size_t step = into ? 1 : q->N + 1;
-        if (h) {
-            v = INFINITY;
-            for (size_t k = 0; k < q->n_home; k++) {
-                size_t n = q->home[k];
-                double x = q->one[n] + h[n * step];
-                v = n != t && x < v ? x : v;
-            }
+        size_t n = q->home[i];
+        if (q->one[n] < q->one[best]) {
+            second = q->one[best];
+            best = n;
+        } else if (q->one[n] < second) {
+            second = q->one[n];
         }
-        q->reach[t] = v;
     }
-    q->work += (double)q->n_live + (q->hop ? (double)q->n_home * (double)q->n_home : 0);
+    for (size_t i = 0; i < q->n_home; i++)
+        q->reach[q->home[i]] = (q->home[i] == best ? second : q->one[best]) + q->base;
+    const struct cluster *c = in->c;
+    for (size_t i = 0; i < c->nlinks; i++) {
+        uint32_t from = into ? c->links[i].from : c->links[i].to,
+                 to = into ? c->links[i].to : c->links[i].from;
+        double v = q->is_home[from] && q->is_home[to] && from != to ? q->one[from] + q->link[i] : INFINITY;
+        if (v < q->reach[to])
+            q->reach[to] = v;
+    }
+    q->work += (double)(q->n_live + c->nlinks);
 }
 
 /* After gather: the least way into (or out of) device e. */
@@ -191,7 +190,7 @@ static double least_at(const struct large *q, size_t e)
 {
     size_t n = q->p->in->node[e];
     double same = q->who[n] == e ? q->two[n] : q->one[n];
-    same += q->hop ? q->hop[n * (q->N + 1) + n] : q->hop_least;
+    same += q->self[n];
     return same < q->reach[n] ? same : q->reach[n];
 }
 
@@ -295,23 +294,23 @@ static void spread(struct large *q, const struct node *v, const struct node *fro
 {
     const struct prob *p = q->p;
     double bytes = inst_cut_bytes(p->in, l);
-    set_hop(q, l ? bytes : q->hop_bytes);
     for (size_t i = 0; i < q->n_live; i++) {
         uint32_t e = q->live[i];
         size_t last = inst_last(p->in, e, l);
         if (!last || (from && used(q, from, e)))
             continue;
-        double at = (from ? from->cost : 0) + hop_of(q, from ? from->e : q->D, e, bytes);
+        double at = (from ? from->cost : 0) + prob_hop(p, from ? from->e : q->D, e, bytes);
         double priced = (from ? from->score : 0) + q->price[e];
         if (at + priced >= q->best && at >= q->best)
             continue;
         for (size_t m = l + 1; m <= last; m++) {
             double cost = at + prob_stage(p, e, l, m), go = q->after[e * q->W + m];
             q->work++;
-            if (cost + go < INFINITY && cost < q->best)
+            double score = cost + priced + go;
+            if (score < INFINITY && cost < q->best &&
+                (q->n_beam[m] < BEAM || score < q->beam[m * BEAM + BEAM - 1].score))
                 keep(q, m,
-                     (struct node){cost, cost + priced + go, (uint32_t)(v ? v - q->beam : INST_NOBODY), e,
-                                   (uint32_t)l});
+                     (struct node){cost, score, (uint32_t)(v ? v - q->beam : INST_NOBODY), e, (uint32_t)l});
         }
     }
 }
@@ -357,7 +356,7 @@ static void count(struct large *q, size_t e)
             double v = q->before[d * q->W + l];
             if (d == e || !(v < least))
                 continue;
-            v += q->hop ? hop_of(q, d, e, bytes) : q->hop_least;
+            v += prob_hop(q->p, d, e, bytes);
             if (v < least) {
                 least = v;
                 next = d;
@@ -455,7 +454,7 @@ static int by_latency(struct large *q, bool *proven)
             stale = 0;
         }
         count(q, end);
-        if (i < 2 || i % 5 == 0 || i == ROUNDS - 1) {
+        if (i % 8 == 0 || i == ROUNDS - 1) {
             if ((rc = backwards(q)) < 0)
                 return rc;
             beam(q);
@@ -485,36 +484,135 @@ static size_t reach_of(const struct prob *p, size_t e, size_t l, double v)
     return end;
 }
 
-/* Takes the device that goes furthest, and among those the one that could hold least elsewhere. */
-static bool greedy(struct large *q, double v, const size_t *most, uint32_t *on)
+/* At each position takes a device whose reach is as near to `stride` layers as can be (0: as far as can be),
+ * and among equals the one that could hold least elsewhere. */
+static bool greedy(struct large *q, double v, const size_t *most, size_t stride, uint32_t *on)
 {
     const struct prob *p = q->p;
     size_t last = q->D;
     memset(q->visits, 0, q->D * sizeof *q->visits);
     for (size_t l = 0; l < q->L;) {
         double bytes = inst_cut_bytes(p->in, l);
-        size_t best = 0, pick = q->D;
+        size_t best = 0, pick = q->D, goal = stride ? stride : q->L;
         for (size_t e = 0; e < q->D; e++) {
-            if (q->visits[e] || l + most[e] < best || (l + most[e] == best && pick < q->D))
+            size_t could = most[e] < goal ? most[e] : goal;
+            if (q->visits[e] || could < best || (could == best && pick < q->D && most[e] >= most[pick]))
                 continue;
-            size_t end = reach_of(p, e, l, v);
-            if (!end || end < best || (end == best && most[e] >= most[pick]))
+            size_t end = reach_of(p, e, l, v), take = end > l + goal ? goal : end ? end - l : 0;
+            if (stride && take && (l + take > q->L || (p->in->glued[l + take < q->L ? l + take : 0])))
+                take = end - l;
+            if (!take || take < best || (take == best && pick < q->D && most[e] >= most[pick]))
                 continue;
             if (prob_hop(p, last, e, bytes) > v ||
-                (end == q->L && prob_hop(p, e, q->D, inst_cut_bytes(p->in, q->L)) > v))
+                (l + take == q->L && prob_hop(p, e, q->D, inst_cut_bytes(p->in, q->L)) > v))
                 continue;
-            best = end;
+            best = take;
             pick = e;
         }
         q->work += (double)q->D;
         if (pick == q->D)
             return false;
         q->visits[pick] = 1;
-        for (; l < best; l++)
+        size_t end = reach_of(p, pick, l, v); /* what it can hold besides costs nothing */
+        for (size_t stop = stride && most[pick] > stride ? l + best : end; l < stop; l++)
             on[l] = (uint32_t)pick;
         last = pick;
     }
     return true;
+}
+
+/* With a weight on each layer: can the runs of all devices together weigh as much as the chain? */
+static bool carries(struct large *q, double v, const uint32_t *sum)
+{
+    size_t total = 0;
+    for (size_t e = 0; e < q->D && total < sum[q->L]; e++) {
+        uint32_t most = 0;
+        for (size_t l = 0; l < q->L && sum[q->L] - sum[l] > most; l++) {
+            size_t end = reach_of(q->p, e, l, v);
+            most = end && sum[end] - sum[l] > most ? sum[end] - sum[l] : most;
+        }
+        total += most;
+    }
+    q->work += (double)q->D * (double)q->L;
+    return total >= sum[q->L];
+}
+
+static int by_size(const void *x, const void *y)
+{
+    double a = *(const double *)x, b = *(const double *)y;
+    return (a > b) - (a < b);
+}
+
+static double size_of(const struct large *q, size_t i)
+{
+    const struct inst *in = q->p->in;
+    double least = INFINITY;
+    if (q->p->kind == PROB_RATIO)
+        return inst_bytes(in, i, i + 1);
+    for (size_t e = 0; e < q->D; e++)
+        least = fmin(least, in->t[e * q->L + i]);
+    return least;
+}
+
+/* Weights that only count the larger layers give bounds of their own: few devices may be able to hold those.
+ */
+static int heavy_bound(struct large *q, double hi)
+{
+    double *size = malloc(q->L * sizeof *size), *order = malloc(q->L * sizeof *order);
+    uint32_t *sum = calloc(q->W, sizeof *sum);
+    int rc = size && order && sum ? ST_OK : ST_ENOMEM;
+    for (size_t i = 0; rc == ST_OK && i < q->L; i++)
+        order[i] = size[i] = size_of(q, i);
+    if (rc == ST_OK)
+        qsort(order, q->L, sizeof *order, by_size);
+    for (size_t part = 1; rc == ST_OK && part < 10; part++) {
+        double from = order[q->L * part / 10], lo = q->bound, top = hi;
+        for (size_t i = 0; i < q->L; i++)
+            sum[i + 1] = sum[i] + (size[i] >= from);
+        for (int i = 0; i < 30 && lo < top * (1 - 1e-6); i++) {
+            double mid = i ? lo + (top - lo) / 2 : lo;
+            if (carries(q, mid, sum))
+                top = mid;
+            else
+                lo = mid;
+            if (i == 0 && top == mid)
+                break;
+        }
+        q->bound = lo > q->bound ? lo : q->bound;
+    }
+    free(size);
+    free(order);
+    free(sum);
+    return rc;
+}
+
+static int attempt(struct large *q, double at, size_t *most, uint32_t *on, double *got)
+{
+    static const size_t strides[] = {0, 1, 2, 3};
+    struct eval ev;
+    *got = INFINITY;
+    for (size_t e = 0; e < q->D; e++) {
+        most[e] = 0;
+        for (size_t l = 0; l + most[e] < q->L; l++) {
+            size_t end = reach_of(q->p, e, l, at);
+            most[e] = end > l + most[e] ? end - l : most[e];
+        }
+    }
+    for (size_t i = 0; i < sizeof strides / sizeof *strides; i++) {
+        if (!greedy(q, at, most, strides[i], on))
+            continue;
+        int rc = eval_run(q->p->in, on, &ev);
+        if (rc < 0)
+            return rc == ST_EINFEASIBLE ? ST_OK : rc;
+        *got = q->p->kind == PROB_BOTTLENECK ? ev.bottleneck : ev.ratio;
+        eval_fini(&ev);
+        if (*got < q->best) {
+            q->best = *got;
+            memcpy(q->on, on, q->L * sizeof *on);
+        }
+        return ST_OK;
+    }
+    return ST_OK;
 }
 
 static int by_value(struct large *q)
@@ -524,28 +622,13 @@ static int by_value(struct large *q)
     uint32_t *on = malloc(q->L * sizeof *on);
     int rc = most && on ? ST_OK : ST_ENOMEM;
     q->bound = rc == ST_OK ? cover_bound(p) : 0;
-    double lo = q->bound, hi = INFINITY, at = lo * (1 + 1e-12);
-    for (int i = 0; rc == ST_OK && q->bound < INFINITY && i < 48 && hi > lo && budget_spend(q->b, 4096);
-         i++) {
-        for (size_t e = 0; e < q->D; e++) {
-            most[e] = 0;
-            for (size_t l = 0; l + most[e] < q->L; l++) {
-                size_t end = reach_of(p, e, l, at);
-                most[e] = end > l + most[e] ? end - l : most[e];
-            }
-        }
-        struct eval ev;
-        if (greedy(q, at, most, on) && (rc = eval_run(p->in, on, &ev)) == ST_OK) {
-            double got = p->kind == PROB_BOTTLENECK ? ev.bottleneck : ev.ratio;
-            eval_fini(&ev);
-            if (got < q->best) {
-                q->best = got;
-                memcpy(q->on, on, q->L * sizeof *on);
-            }
+    double lo = q->bound, hi = INFINITY, at = lo * (1 + 1e-12), got;
+    for (int i = 0; rc == ST_OK && q->bound < INFINITY && i < 40 && budget_spend(q->b, 4096); i++) {
+        rc = attempt(q, at, most, on, &got);
+        if (got < INFINITY)
             hi = got < at ? got : at;
-        } else if (rc == ST_OK) {
+        else
             lo = at;
-        }
         if (hi <= lo * (1 + 1e-9))
             break;
         at = hi < INFINITY                           ? lo + (hi - lo) / 2
@@ -553,6 +636,8 @@ static int by_value(struct large *q)
              : at > 0                                ? at * 1.2
                                                      : 1e-9;
     }
+    if (rc == ST_OK && q->best < INFINITY && q->best > q->bound * (1 + 1e-9) && budget_spend(q->b, 4096))
+        rc = heavy_bound(q, q->best);
     free(most);
     free(on);
     return rc;
