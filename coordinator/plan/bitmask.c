@@ -128,7 +128,8 @@ static bool is_smooth(struct mask *k, size_t e, double least)
 {
     const struct inst *in = k->p->in;
     double *prefix = &k->prefix[e * k->W];
-    bool ok = fill_last(k, e) && k->p->kind == PROB_LATENCY && !in->c->devices[in->dev[e]].has_segment;
+    bool ok = fill_last(k, e) && k->p->kind == PROB_LATENCY && !in->table &&
+              !in->c->devices[in->dev[e]].has_segment;
     prefix[0] = 0;
     for (size_t l = 0; l < k->L; l++) {
         uint32_t last = k->last[e * k->W + l], *pick = &k->pick[(e * k->W + l) * 2];
@@ -189,7 +190,7 @@ static void fill_tables(struct mask *k)
 static double layer_least(const struct inst *in, size_t e, size_t i)
 {
     const struct cluster_device *cd = &in->c->devices[in->dev[e]];
-    if (!cd->has_segment || in->m->layers[in->layer[i]].type != LAYER_BLOCK)
+    if (in->table || !cd->has_segment || in->m->layers[in->layer[i]].type != LAYER_BLOCK)
         return in->t[e * in->L + i];
     double share = INFINITY;
     for (size_t n = 0; n < cd->nsegment; n++)
@@ -419,8 +420,9 @@ static int extend(struct mask *k, unsigned set, size_t e)
     bool ends = total < INFINITY && total <= k->best && may_end(k, with);
     if (any || ends)
         k->row[with * k->D + e] = (uint32_t)++k->n_rows;
-    if (ends &&
-        (!k->found || total < k->best || __builtin_popcount(with) < __builtin_popcount(k->best_set))) {
+    /* equals fall to the fewest devices, and then to those that come first */
+    if (ends && (!k->found || total < k->best || __builtin_popcount(with) < __builtin_popcount(k->best_set) ||
+                 (with == k->best_set && e < k->best_dev))) {
         k->found = true;
         k->best = total;
         k->best_set = with;

@@ -15,6 +15,7 @@
 
 #define INST_EXACT_DEVICES 16u
 #define INST_NOBODY UINT32_MAX
+#define INST_DENSE_NODES 2048u
 
 /* Rules of the request that the shortfall analysis can switch off one at a time. */
 enum inst_rule {
@@ -40,25 +41,30 @@ struct inst {
     const struct model *m;
     const struct request *r;
     unsigned rules;
-    size_t D, L, N;       /* usable devices, layers, nodes of the cluster */
-    uint32_t *dev;        /* D: index into c->devices */
-    uint32_t *layer;      /* L: index into m->layers, topological */
-    uint32_t *pos;        /* inverse of layer */
-    uint32_t *node;       /* D */
-    double *cap;          /* D: memory − headroom */
-    double *t;            /* D × L: own time of a layer */
-    double *open;         /* D: once per stage */
-    struct inst_hop *hop; /* (D+1)², index D is the client */
+    size_t D, L, N;  /* usable devices, layers, nodes of the cluster */
+    uint32_t *dev;   /* D: index into c->devices */
+    uint32_t *layer; /* L: index into m->layers, topological */
+    uint32_t *pos;   /* inverse of layer */
+    uint32_t *node;  /* D */
+    double *cap;     /* D: memory − headroom */
+    double *t;       /* D × L: own time of a layer */
+    double *open;    /* D: once per stage */
+    struct inst_hop
+        *hop; /* (N+1)² by node, index N is the client; NULL with more than INST_DENSE_NODES nodes */
     bool chain;
     uint32_t *pin; /* L: device, or INST_NOBODY; D = a device that is not usable */
     bool *glued;   /* L: layer i must share a device with layer i−1 (chain) */
     size_t max_stages, min_nodes;
     double max_node, max_total;
     /* chain tables; run [a, b) at a·(L+1)+b */
-    double *bytes;  /* weights + cache + largest activation */
-    double *run;    /* per device: D × L × (L+1); INFINITY = cannot be a stage */
-    uint32_t *last; /* D × L: longest run from there ends at it; 0 = none */
-    bool coupled;   /* node or total bytes depend on more than one stage */
+    double *bytes;    /* weights + cache + largest activation */
+    double *run;      /* per device: D × L × (L+1); INFINITY = cannot be a stage; NULL when lean */
+    bool lean;        /* more than INST_EXACT_DEVICES devices: runs are worked out from sums */
+    bool table;       /* runs are what the table says and no sums of times */
+    double *own;      /* lean: D × (L+1), seconds of [0, l) outside segment tables */
+    uint32_t *blocks; /* lean: L+1, block layers in [0, l) */
+    uint32_t *last;   /* D × L: longest run from there ends at it; 0 = none */
+    bool coupled;     /* node or total bytes depend on more than one stage */
 };
 
 /* rules: which of enum inst_rule hold. ST_ENOMEM, ST_ELIMIT (tables above memory_limit). */
@@ -70,21 +76,31 @@ static inline double inst_bytes(const struct inst *in, size_t a, size_t b)
 {
     return in->bytes[a * (in->L + 1) + b];
 }
-static inline double inst_run(const struct inst *in, size_t d, size_t a, size_t b)
-{
-    return in->run[(d * in->L + a) * (in->L + 1) + b];
-}
 static inline size_t inst_last(const struct inst *in, size_t d, size_t a)
 {
     return in->last[d * in->L + a];
 }
-static inline const struct inst_hop *inst_hop(const struct inst *in, size_t from, size_t to)
+/* Hops between devices, index D is the client. */
+struct inst_hop inst_path(const struct inst *in, uint32_t from, uint32_t to); /* by node, N is the client */
+static inline struct inst_hop inst_hop(const struct inst *in, size_t from, size_t to)
 {
-    return &in->hop[from * (in->D + 1) + to];
+    uint32_t i = from < in->D ? in->node[from] : (uint32_t)in->N,
+             j = to < in->D ? in->node[to] : (uint32_t)in->N;
+    return in->hop ? in->hop[i * (in->N + 1) + j] : inst_path(in, i, j);
 }
 /* Time of `k` block layers and `own` seconds of others on device d, or INFINITY when its table ends before k.
  */
 double inst_stage_s(const struct inst *in, size_t d, size_t k, double own);
+static inline double inst_run(const struct inst *in, size_t d, size_t a, size_t b)
+{
+    if (in->run)
+        return in->run[(d * in->L + a) * (in->L + 1) + b];
+    if (b > in->last[d * in->L + a] || (b < in->L && in->glued[b]))
+        return INFINITY;
+    const double *own = &in->own[d * (in->L + 1)];
+    return inst_stage_s(in, d, in->c->devices[in->dev[d]].has_segment ? in->blocks[b] - in->blocks[a] : 0,
+                        own[b] - own[a]);
+}
 
 /* What an assignment (a device for every topological position) costs. Arrays hold n entries, in stage order.
  */
@@ -154,13 +170,13 @@ static inline double prob_stage(const struct prob *p, size_t d, size_t a, size_t
 }
 static inline double prob_hop(const struct prob *p, size_t i, size_t j, double bytes)
 {
-    const struct inst_hop *h = inst_hop(p->in, i, j);
-    double s = bytes / h->rate;
-    if (!h->ok || s > p->cap_bottleneck)
+    const struct inst_hop h = inst_hop(p->in, i, j);
+    double s = bytes / h.rate;
+    if (!h.ok || s > p->cap_bottleneck)
         return INFINITY;
     if (p->kind == PROB_MOVE)
-        return p->per_second * (h->half_rtt + s);
-    return p->kind == PROB_LATENCY ? h->half_rtt + s : p->kind == PROB_BOTTLENECK ? s : 0;
+        return p->per_second * (h.half_rtt + s);
+    return p->kind == PROB_LATENCY ? h.half_rtt + s : p->kind == PROB_BOTTLENECK ? s : 0;
 }
 /* Bytes that cross a cut before position l of a chain: 0 = from the client, L = back to it. */
 double inst_cut_bytes(const struct inst *in, size_t l);
@@ -177,6 +193,11 @@ struct solution {
 int bitmask_solve(const struct prob *p, struct budget *b, struct solution *s) ST_CHECK;
 int reach_solve(const struct prob *p, struct budget *b, struct solution *s) ST_CHECK;
 int exact_solve(const struct prob *p, struct budget *b, struct solution *s) ST_CHECK;
+/* Exact for latency when all layers are alike, nodes are few and visiting one twice never pays; ST_ELIMIT
+ * else. */
+int site_solve(const struct prob *p, struct budget *b, struct solution *s) ST_CHECK;
+/* Chains on many devices: a plan and a bound. ST_ELIMIT when a rule of the request is in the way. */
+int large_solve(const struct prob *p, struct budget *b, struct solution *s) ST_CHECK;
 /* A quick beam for a first upper bound; on = L entries. INFINITY = found nothing, which proves nothing. */
 int search_quick(const struct prob *p, struct budget *b, unsigned width, uint32_t *on,
                  double *value) ST_CHECK;

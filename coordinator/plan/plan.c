@@ -75,7 +75,7 @@ static int single(struct run *r, enum prob_kind kind)
     if ((rc = run_look(r, r->on, &f)) < 0)
         return rc;
     r->objective = pick(&f, kind);
-    if (kind == PROB_LATENCY || r->b.stop)
+    if (kind == PROB_LATENCY || r->b.stop || r->in->lean) /* of many devices the first plan will do */
         return ST_OK;
     p.kind = PROB_LATENCY;
     p.cap_bottleneck = kind == PROB_BOTTLENECK ? r->objective : INFINITY;

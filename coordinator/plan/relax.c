@@ -153,10 +153,11 @@ double cover_bound(const struct prob *p)
     if (p->kind != PROB_BOTTLENECK && p->kind != PROB_RATIO)
         return 0;
     for (size_t d = 0; d < p->in->D; d++)
-        for (size_t i = 0; i < p->in->L * (p->in->L + 1); i++) {
-            double x = p->in->run[d * p->in->L * (p->in->L + 1) + i];
-            hi = x < INFINITY && x > hi ? x : hi;
-        }
+        for (size_t l = 0; l < p->in->L; l++)
+            for (size_t m = l + 1; m <= inst_last(p->in, d, l); m++) {
+                double x = inst_run(p->in, d, l, m);
+                hi = x < INFINITY && x > hi ? x : hi;
+            }
     if (p->kind == PROB_RATIO)
         hi = 1;
     if (!covers(p, hi))
@@ -191,6 +192,8 @@ int prob_solve(const struct prob *p, struct budget *b, struct solution *s)
     if (!p->in->chain)
         return dag_solve(p, b, s);
     int rc = exact_solve(p, b, s);
+    if (rc == ST_ELIMIT && p->in->lean && (rc = site_solve(p, b, s)) == ST_ELIMIT)
+        rc = large_solve(p, b, s);
     if (rc == ST_ELIMIT || rc == ST_EDEADLINE)
         rc = search_solve(p, b, s);
     return rc;

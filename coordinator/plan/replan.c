@@ -238,9 +238,9 @@ static int fewest_bytes(struct replan *q)
     for (size_t i = 0; i < in->D; i++)
         for (size_t j = 0; j < in->D; j++)
             for (size_t l = 1; l < in->L; l++)
-                if (inst_hop(in, i, j)->ok)
-                    slowest = fmax(slowest, inst_hop(in, i, j)->half_rtt +
-                                                inst_cut_bytes(in, l) / inst_hop(in, i, j)->rate);
+                if (inst_hop(in, i, j).ok)
+                    slowest = fmax(slowest, inst_hop(in, i, j).half_rtt +
+                                                inst_cut_bytes(in, l) / inst_hop(in, i, j).rate);
     double price =
         q->grain > 0 && slowest > 0 ? 0.25 * q->grain / (slowest * 4 * (double)(in->D + in->L)) : 0;
     int rc = ask(q, price > 1e-290 ? price : 0, &s, &f);

@@ -130,7 +130,7 @@ static int links_answer(const struct inst *in, const struct answer *free_links, 
         const char *from = NULL, *to = NULL;
         for (size_t i = 0; i <= in->D && !from; i++) /* the first pair that is missing */
             for (size_t j = 0; j <= in->D && !from; j++)
-                if (i != j && !inst_hop(in, i, j)->ok) {
+                if (i != j && !inst_hop(in, i, j).ok) {
                     from = i < in->D ? in->c->nodes[in->node[i]] : "client";
                     to = j < in->D ? in->c->nodes[in->node[j]] : "client";
                 }
