@@ -77,6 +77,7 @@ int ctl_gpu_put(struct ctl *c, int argc, char **argv);
 int ctl_gpu_get(struct ctl *c, int argc, char **argv);
 int ctl_gpu_copy(struct ctl *c, int argc, char **argv);
 int ctl_gpu_free(struct ctl *c, int argc, char **argv);
+int ctl_gpu_doctor(struct ctl *c, int argc, char **argv);
 int ctl_gpu_stat(struct ctl *c, int argc, char **argv);
 int ctl_model_inspect(struct ctl *c, int argc, char **argv);
 int ctl_model_synth(struct ctl *c, int argc, char **argv);

@@ -79,6 +79,7 @@ static const struct command {
     {"gpu", "copy", ctl_gpu_copy, "from one handle to another, between nodes as well"},
     {"gpu", "free", ctl_gpu_free, "give a handle back, or end the whole session with a node"},
     {"gpu", "stat", ctl_gpu_stat, "what one's session with a node holds"},
+    {"gpu", "doctor", ctl_gpu_doctor, "what keeps this machine's GPUs from being used, and what to do"},
     {"model", "inspect", ctl_model_inspect, "the layers of a model file and what each costs"},
     {"model", "synth", ctl_model_synth, "write a model file with seeded weights"},
     {"plan", "solve", plan_solve_cmd, "plan a model on a described cluster"},
