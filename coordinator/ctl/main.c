@@ -48,6 +48,18 @@ static int plan_show_cmd(struct ctl *c, int argc, char **argv)
 {
     return plan_command(c, argc, argv, "strata plan show", ctl_plan_show);
 }
+static int plan_explain_cmd(struct ctl *c, int argc, char **argv)
+{
+    return plan_command(c, argc, argv, "strata plan explain", ctl_plan_explain);
+}
+static int plan_diff_cmd(struct ctl *c, int argc, char **argv)
+{
+    return plan_command(c, argc, argv, "strata plan diff", ctl_plan_diff);
+}
+static int plan_export_cmd(struct ctl *c, int argc, char **argv)
+{
+    return plan_command(c, argc, argv, "strata plan export", ctl_plan_export);
+}
 static int plan_replan_cmd(struct ctl *c, int argc, char **argv)
 {
     return plan_command(c, argc, argv, "strata plan replan", ctl_plan_replan);
@@ -86,6 +98,9 @@ static const struct command {
     {"plan", "replan", plan_replan_cmd, "change a plan with the fewest bytes moved"},
     {"plan", "check", plan_check_cmd, "recompute every figure of a plan"},
     {"plan", "show", plan_show_cmd, "a plan as a table"},
+    {"plan", "explain", plan_explain_cmd, "why each device is or is not in a plan, and what would change it"},
+    {"plan", "diff", plan_diff_cmd, "what differs between two plans"},
+    {"plan", "export", plan_export_cmd, "a plan for llama.cpp, vLLM or accelerate"},
     {"job", "submit", ctl_job_submit, "plan, place and load a model"},
     {"job", "list", ctl_job_list, "jobs"},
     {"job", "show", ctl_job_show, "one job; --verify reads its layers back from the devices"},

@@ -14,6 +14,9 @@ int ctl_plan_solve(int argc, char **argv, FILE *out, FILE *err);
 int ctl_plan_check(int argc, char **argv, FILE *out, FILE *err);
 int ctl_plan_show(int argc, char **argv, FILE *out, FILE *err);
 int ctl_plan_replan(int argc, char **argv, FILE *out, FILE *err);
+int ctl_plan_explain(int argc, char **argv, FILE *out, FILE *err);
+int ctl_plan_diff(int argc, char **argv, FILE *out, FILE *err);
+int ctl_plan_export(int argc, char **argv, FILE *out, FILE *err);
 
 /* The table that solve and show print. Control characters of file-given names are shown as `?`. */
 void ctl_plan_print(const struct plan *p, FILE *out);
