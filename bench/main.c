@@ -10,6 +10,7 @@ static const struct {
     int (*run)(struct bench_run *, struct err *);
 } areas[] = {
     {"rpc", bench_rpc},
+    {"tls", bench_tls},
 };
 
 static int usage(FILE *to)
