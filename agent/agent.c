@@ -466,6 +466,7 @@ static void on_ticket_key(const uint8_t pub[TICKET_PUB_LEN], void *arg)
 {
     struct agent *a = arg;
     serve_set_key(a->serve, pub);
+    sessions_set_key(a->sessions, pub);
 }
 
 static int open_identity(struct agent *a, struct err *e)

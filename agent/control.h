@@ -39,8 +39,6 @@ int control_new(struct control **out, const struct control_cfg *cfg, const struc
 /* Dials anew, hands the registration over to the new connection and closes the old one when the calls on it
  * are over: nothing is dropped. ST_EAGAIN when not registered or already moving. */
 int control_move(struct control *c, struct err *e) ST_CHECK;
-/* For calls to the coordinator; NULL when not registered. */
-struct rpc_session *control_session(const struct control *c);
 /* Something the coordinator has to know changed: registers anew, on this connection or the next. */
 void control_hello_again(struct control *c);
 /* Says goodbye and dials no more. The connection's end still needs the loop; control_free() after that, or

@@ -85,6 +85,13 @@ const struct bench_case bench_cases[] = {
     {"audit", "bytes-per-sealed-row", "B", LEAN, AIM_OURS_MAX, 240},
     {"audit", "query-principal-hour-p99", "us", "v_audit", AIM_OURS_MAX, 2000},
     {"audit", "dashboard-panel-slowest", "ms", "counting rows", AIM_OURS_MAX, 50},
+    {"tls", "handshakes-x25519", "1/s", "-", AIM_NONE, 0},
+    {"tls", "handshakes-x25519-pinned", "1/s", "X25519, no pin", AIM_RATIO_MIN, 0.95},
+    {"tls", "handshakes-p256", "1/s", "X25519", AIM_NONE, 0},
+    {"tls", "handshakes-x25519mlkem768", "1/s", "X25519", AIM_RATIO_MIN, 0.75},
+    {"tls", "enrolments", "1/s", "-", AIM_NONE, 0},
+    {"tls", "rotation-500-agents-dropped", "1", "-", AIM_OURS_MAX, 0.5},
+    {"tls", "rotation-500-agents-slowest-call", "ms", "-", AIM_OURS_MAX, 100},
 };
 const size_t bench_cases_n = sizeof bench_cases / sizeof *bench_cases;
 

@@ -13,6 +13,7 @@ static const struct {
     {"rpc", bench_rpc},
     {"access", bench_access},
     {"audit", bench_audit},
+    {"tls", bench_tls},
 };
 
 static int usage(FILE *to)

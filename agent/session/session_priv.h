@@ -126,6 +126,8 @@ struct sessions {
     struct event *change;
     uint8_t pub[TICKET_PUB_LEN];
     bool have_pub, trusted, closing, change_urgent;
+    bool have_before;
+    uint8_t before[TICKET_PUB_LEN]; /* the key that pub replaced */
     int64_t floor_us; /* tickets issued before are refused: more ended sessions than could be remembered */
     struct log_limit refused;
 };
