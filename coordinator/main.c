@@ -11,7 +11,6 @@
 #include <unistd.h>
 
 #include "common/base/fs.h"
-#include "common/base/map.h"
 #include "common/base/str.h"
 #include "common/ticket/ticket.h"
 #include "coordinator/api/api.h"
@@ -101,14 +100,7 @@ static int open_tls(struct coord *c, struct err *e)
 static int take_policy(void *arg, const struct policy *p)
 {
     struct coord *c = arg;
-    void *old;
-    struct policy *copy = malloc(sizeof *copy);
-    if (!copy)
-        return ST_ENOMEM;
-    *copy = *p;
-    int rc = map_put(c->policies, p->principal, strlen(p->principal), copy, &old);
-    free(rc < 0 ? copy : old);
-    return rc;
+    return access_set_put(c->access, p, NULL);
 }
 
 static int take_node(void *arg, const struct store_node *n)
@@ -216,7 +208,7 @@ static void admin_stored(void *arg, int rc, const struct err *e)
 /* A cluster without any policy could never get one: the configured admin is the first. */
 static int first_admin(struct coord *c, struct err *e)
 {
-    if (map_count(c->policies))
+    if (access_set_count(c->access))
         return ST_OK;
     struct policy p = {.roles = ROLE_BIT(ROLE_ADMIN), .created_us = clock_wall_us(c->clock), .generation = 1};
     str_copy(p.principal, sizeof p.principal, c->cfg.admin);
@@ -257,24 +249,19 @@ static int listen_now(struct coord *c, struct err *e)
 static int start(struct coord *c, struct err *e)
 {
     int rc;
-    if (!(c->base = event_base_new()) || port_new(&c->port) < 0 || map_new(&c->policies, c->rng) < 0 ||
-        map_new(&c->spools, c->rng) < 0 || offload_new(&c->offload, c->port) < 0)
+    if (!(c->base = event_base_new()) || port_new(&c->port) < 0 || access_set_new(&c->access, c->rng) < 0 ||
+        quota_new(&c->quota, c->rng) < 0 || map_new(&c->spools, c->rng) < 0 || dsessions_init(c) < 0 ||
+        offload_new(&c->offload, c->port) < 0)
         return err_set(e, ST_ERESOURCE,
                        "cannot make the event loop: out of memory, threads or file descriptors");
     if ((rc = open_tls(c, e)) < 0 || (rc = open_stores(c, e)) < 0 || (rc = open_ticket_key(c, e)) < 0 ||
-        (rc = open_jobs(c, e)) < 0 || (rc = api_table_new(c, e)) < 0 ||
+        (rc = open_jobs(c, e)) < 0 || (rc = dsessions_load(c, e)) < 0 || (rc = api_table_new(c, e)) < 0 ||
         (rc = store_start(c->store, c->port, e)) < 0 || (rc = first_admin(c, e)) < 0)
         return rc;
+    /* What a policy stopped carrying while its sessions were being ended when the last run died. */
+    dsessions_recheck(c, NULL, "coordinator");
+    c->recheck_jobs = true;
     return listen_now(c, e);
-}
-
-static int free_value(const void *k, size_t n, void *v, void *arg)
-{
-    (void)k;
-    (void)n;
-    (void)arg;
-    free(v);
-    return 0;
 }
 
 /* Backwards: first nobody can ask, then what was asked is written down, then all is freed. */
@@ -283,6 +270,7 @@ static void stop(struct coord *c)
     jobs_stop(c->jobs);
     if (c->udp)
         quic_udp_free(c->udp, 0, "the coordinator stops");
+    c->stopping = true;
     offload_free(c->offload);
     audit_reader_close(c->audit_reader);
     audit_close(c->audit);
@@ -296,9 +284,10 @@ static void stop(struct coord *c)
     topo_free(c->topo);
     ticket_key_free(c->ticket_key);
     tls_ctx_unref(c->tls);
-    if (c->policies)
-        map_each(c->policies, free_value, NULL);
-    map_free(c->policies);
+    api_policies_fini(c);
+    dsessions_fini(c);
+    quota_free(c->quota);
+    access_set_free(c->access);
     port_free(c->port);
     if (c->base)
         event_base_free(c->base);

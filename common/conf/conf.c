@@ -88,7 +88,9 @@ static int refuse(const char *name, struct findings *f, cyaml_err_t bad, const u
                   struct err *e)
 {
     static const char unknown[] = "Unexpected key: ";
-    if (bad == CYAML_ERR_OOM)
+    /* libyaml has no words for a lack of memory, and libcyaml prints the ones it does not have. */
+    bool wordless = bad == CYAML_ERR_LIBYAML_PARSER && strstr(f->what, "(null)");
+    if (bad == CYAML_ERR_OOM || bad == CYAML_ERR_LIBYAML_PARSER_INIT || wordless)
         return err_set(e, ST_ENOMEM, "no memory to read %s", name);
     char at[32] = "", in[220] = "";
     if (str_starts(f->what, unknown)) {

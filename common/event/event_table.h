@@ -21,16 +21,20 @@
     X(31, MONITOR_TEMPERATURE, "monitor.temperature", DEBUG, SHED, "")                                       \
     X(32, MONITOR_POWER, "monitor.power", DEBUG, SHED, "")                                                   \
     X(33, MONITOR_CLOCK, "monitor.clock", DEBUG, SHED, "")                                                   \
-    X(40, SECURITY_ACCESS_DENIED, "security.access_denied", WARNING, MUST, "reason permission? rule?")       \
-    X(41, SECURITY_QUOTA_EXCEEDED, "security.quota_exceeded", WARNING, MUST, "bytes used quota")             \
-    X(42, SECURITY_POLICY_ADDED, "security.policy_added", INFO, MUST, "subject roles? quota?")               \
-    X(43, SECURITY_POLICY_REMOVED, "security.policy_removed", INFO, MUST, "subject reason?")                 \
-    X(44, SECURITY_POLICY_UPDATED, "security.policy_updated", INFO, MUST, "subject roles? quota?")           \
+    X(40, SECURITY_ACCESS_DENIED, "security.access_denied", WARNING, MUST,                                   \
+      "reason permission? rule? policy?")                                                                    \
+    X(41, SECURITY_QUOTA_EXCEEDED, "security.quota_exceeded", WARNING, MUST, "bytes used quota where?")      \
+    X(42, SECURITY_POLICY_ADDED, "security.policy_added", INFO, MUST,                                        \
+      "subject? roles? after? policy? reason?")                                                              \
+    X(43, SECURITY_POLICY_REMOVED, "security.policy_removed", INFO, MUST,                                    \
+      "subject? before? policy? reason?")                                                                    \
+    X(44, SECURITY_POLICY_UPDATED, "security.policy_updated", INFO, MUST,                                    \
+      "subject? before? after? policy? reason?")                                                             \
     X(45, SECURITY_HANDSHAKE_REFUSED, "security.handshake_refused", WARNING, MUST, "reason peer? count?")    \
     X(46, SECURITY_TICKET_ISSUED, "security.ticket_issued", INFO, MUST, "ticket bytes? expires_us?")         \
     X(47, SECURITY_TICKET_REFUSED, "security.ticket_refused", WARNING, MUST, "reason ticket?")               \
-    X(48, SECURITY_TICKET_REVOKED, "security.ticket_revoked", INFO, MUST, "ticket? reason")                  \
-    X(49, SECURITY_SESSION_OPENED, "security.session_opened", INFO, MUST, "peer?")                           \
+    X(48, SECURITY_TICKET_REVOKED, "security.ticket_revoked", INFO, MUST, "reason subject?")                 \
+    X(49, SECURITY_SESSION_OPENED, "security.session_opened", INFO, MUST, "peer? bytes? policy? reason?")    \
     X(50, SECURITY_SESSION_CLOSED, "security.session_closed", INFO, MUST, "reason?")                         \
     X(51, SECURITY_PROTOCOL_VIOLATION, "security.protocol_violation", WARNING, MUST, "reason peer?")         \
     X(60, SYSTEM_BACKEND_INITIALIZED, "system.backend_initialized", INFO, KEEP, "backend devices? driver?")  \

@@ -76,7 +76,7 @@ static int corrupt(struct cursor *c, const char *why)
 static int refill(struct cursor *c)
 {
     if (EVP_DigestUpdate(c->md, c->win, c->len) != 1)
-        return err_set(c->e, ST_EINTERNAL, "SHA-256 failed");
+        return err_set(c->e, ST_ENOMEM, "SHA-256 failed");
     c->start += c->len;
     c->len = c->at = 0;
     uint64_t n = c->src->size - c->start;
@@ -420,7 +420,7 @@ static int read_counts(struct cursor *c, struct gguf *g, uint64_t *tensors, uint
 static int finish_digest(struct cursor *c, struct gguf *g)
 {
     if (EVP_DigestUpdate(c->md, c->win, c->at) != 1 || EVP_DigestFinal_ex(c->md, g->digest, NULL) != 1)
-        return err_set(c->e, ST_EINTERNAL, "SHA-256 failed");
+        return err_set(c->e, ST_ENOMEM, "SHA-256 failed");
     return ST_OK;
 }
 

@@ -26,12 +26,17 @@ int jread_nomem(const struct jread *j)
     return err_set(j->e, ST_ENOMEM, "%.200s: not enough memory to read it", j->name);
 }
 
+bool jread_out_of_memory(const json_error_t *je)
+{
+    return json_error_code(je) == json_error_out_of_memory || !*je->text;
+}
+
 int jread_parse(const struct jread *j, const char *text, size_t n, json_t **root)
 {
     json_error_t je;
     json_t *v = json_loadb(text, n, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &je);
     if (!v)
-        return json_error_code(&je) == json_error_out_of_memory
+        return jread_out_of_memory(&je)
                    ? jread_nomem(j)
                    : err_set(j->e, ST_EINVAL, "%.200s: line %d, column %d: %s", j->name, je.line, je.column,
                              je.text);

@@ -21,6 +21,9 @@ struct jread {
 
 enum jread_range { JREAD_NONNEG, JREAD_POSITIVE };
 
+/* Did jansson fail for want of memory? It then often gives no code and no text. */
+bool jread_out_of_memory(const json_error_t *je);
+
 /* An object from text; duplicate keys and trailing text are errors. The caller decrefs *root. */
 int jread_parse(const struct jread *j, const char *text, size_t n, json_t **root) ST_CHECK;
 

@@ -76,7 +76,7 @@ static int set_digest(struct set *s, const uint8_t digest[32], uint64_t size)
     for (int i = 0; i < 8; i++)
         le[i] = (uint8_t)(size >> (8 * i));
     if (EVP_DigestUpdate(s->md, digest, 32) != 1 || EVP_DigestUpdate(s->md, le, sizeof le) != 1)
-        return err_set(s->e, ST_EINTERNAL, "SHA-256 failed");
+        return err_set(s->e, ST_ENOMEM, "SHA-256 failed");
     return ST_OK;
 }
 
@@ -303,7 +303,7 @@ static int finish(struct set *s, const char *path, const char *format, struct mo
     s->files = NULL;
     s->nfiles = 0;
     if ((rc = set_names(s, path, format, m)) == ST_OK && EVP_DigestFinal_ex(s->md, digest, NULL) != 1)
-        rc = err_set(s->e, ST_EINTERNAL, "SHA-256 failed");
+        rc = err_set(s->e, ST_ENOMEM, "SHA-256 failed");
     if (rc < 0) {
         model_free(m);
         return rc;

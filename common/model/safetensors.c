@@ -93,6 +93,8 @@ static int read_header(const char *text, size_t n, const char *what, uint32_t fi
     json_t *root = json_loadb(text, n, JSON_REJECT_DUPLICATES, &je), *x;
     const char *key;
     int rc = ST_OK;
+    if (!root && jread_out_of_memory(&je))
+        return err_set(e, ST_ENOMEM, "%.200s: not enough memory to read it", what);
     if (!root)
         return err_set(e, ST_ECORRUPT, "%.200s: the safetensors header is not JSON: %s (byte %d)", what,
                        je.text, je.position);
@@ -144,7 +146,7 @@ int safetensors_read(const struct model_src *src, const char *what, uint32_t fil
     if ((rc = src->pread(src->arg, text + 8, (size_t)n, 8)) < 0)
         err_set(e, rc, "%.200s: cannot read its header", what);
     else if (EVP_Digest(text, 8 + (size_t)n, digest, NULL, EVP_sha256(), NULL) != 1)
-        rc = err_set(e, ST_EINTERNAL, "SHA-256 failed");
+        rc = err_set(e, ST_ENOMEM, "SHA-256 failed");
     else
         rc = read_header(text + 8, (size_t)n, what, file, src->size, t, e);
     free(text);
@@ -198,6 +200,8 @@ int safetensors_index_read(const char *text, size_t n, const char *what, struct 
     json_error_t je;
     *ix = (struct safetensors_index){0};
     json_t *root = json_loadb(text, n, JSON_REJECT_DUPLICATES, &je);
+    if (!root && jread_out_of_memory(&je))
+        return err_set(e, ST_ENOMEM, "%.200s: not enough memory to read it", what);
     if (!root)
         return err_set(e, ST_ECORRUPT, "%.200s: line %d, column %d: %s", what, je.line, je.column, je.text);
     ix->root = root;
@@ -259,6 +263,8 @@ int safetensors_config(const char *text, size_t n, const char *what, struct hpar
 {
     json_error_t je;
     json_t *root = json_loadb(text, n, 0, &je);
+    if (!root && jread_out_of_memory(&je))
+        return err_set(e, ST_ENOMEM, "%.200s: not enough memory to read it", what);
     if (!json_is_object(root)) {
         json_decref(root);
         return err_set(e, ST_ECORRUPT, "%.200s: not a JSON object", what);

@@ -10,6 +10,8 @@
 #include "strata/v1/jobs.pb-c.h"
 #include "strata/v1/nodes.pb-c.h"
 #include "strata/v1/plans.pb-c.h"
+#include "strata/v1/policies.pb-c.h"
+#include "strata/v1/sessions.pb-c.h"
 #include "strata/v1/spool.pb-c.h"
 
 static const struct rpc_method methods[] = {
@@ -25,6 +27,18 @@ static const struct rpc_method methods[] = {
     {"strata.v1.Jobs", "Verify", RPC_UNARY, api_jobs_verify},
     {"strata.v1.Plans", "Cluster", RPC_UNARY, api_plans_cluster},
     {"strata.v1.Plans", "Show", RPC_UNARY, api_plans_show},
+    {"strata.v1.Policies", "Apply", RPC_UNARY, api_policies_apply},
+    {"strata.v1.Policies", "Remove", RPC_UNARY, api_policies_remove},
+    {"strata.v1.Policies", "Get", RPC_UNARY, api_policies_get},
+    {"strata.v1.Policies", "List", RPC_UNARY, api_policies_list},
+    {"strata.v1.Policies", "Test", RPC_UNARY, api_policies_test},
+    {"strata.v1.Policies", "Quota", RPC_UNARY, api_policies_quota},
+    {"strata.v1.Sessions", "Open", RPC_UNARY, api_sessions_open},
+    {"strata.v1.Sessions", "Renew", RPC_UNARY, api_sessions_renew},
+    {"strata.v1.Sessions", "Close", RPC_UNARY, api_sessions_close},
+    {"strata.v1.Sessions", "Kill", RPC_UNARY, api_sessions_kill},
+    {"strata.v1.Sessions", "List", RPC_UNARY, api_sessions_list},
+    {"strata.v1.Sessions", "Report", RPC_UNARY, api_sessions_report},
     {"strata.v1.Audit", "Query", RPC_UNARY, api_audit_query},
     {"strata.v1.Audit", "Tail", RPC_SERVER_STREAM, api_audit_tail},
     {"strata.v1.Spool", "Push", RPC_UNARY, api_spool_push},
@@ -33,9 +47,10 @@ static const struct rpc_method methods[] = {
 int api_table_new(struct coord *c, struct err *e)
 {
     const ProtobufCServiceDescriptor *const services[] = {
-        &strata__v1__nodes__descriptor, &strata__v1__jobs__descriptor, &strata__v1__plans__descriptor,
-        &strata__v1__audit__descriptor, &strata__v1__spool__descriptor};
-    return rpc_table_new(&c->table, services, sizeof services / sizeof *services, methods,
+        &strata__v1__nodes__descriptor, &strata__v1__jobs__descriptor,     &strata__v1__plans__descriptor,
+        &strata__v1__audit__descriptor, &strata__v1__policies__descriptor, &strata__v1__sessions__descriptor,
+        &strata__v1__spool__descriptor};
+    return rpc_table_new(&c->table, services, sizeof services / sizeof(*services), methods,
                          sizeof methods / sizeof *methods, c, e);
 }
 
@@ -44,33 +59,65 @@ int api_table_new(struct coord *c, struct err *e)
 const struct policy *api_policy(void *ctx, const char *principal)
 {
     struct coord *c = ctx;
-    return map_get(c->policies, principal, strlen(principal));
+    return access_set_get(c->access, principal, &c->policy_view) ? &c->policy_view : NULL;
 }
 
 bool api_is_admin(struct coord *c, const char *principal)
 {
     const struct access_request rq = {.permission = PERM_ADMIN, .now_us = clock_wall_us(c->clock)};
-    return access_check(api_policy(c, principal), &rq).allowed;
+    return access_set_ask(c->access, principal, &rq).allowed;
 }
 
 bool api_allow(struct rpc_call *call, struct coord *c, enum permission perm)
 {
     const char *who = rpc_peer(call)->principal;
-    const struct policy *p = api_policy(c, who);
     const struct access_request rq = {.permission = perm, .now_us = clock_wall_us(c->clock)};
-    struct decision d = access_check(p, &rq);
+    struct decision d = access_set_ask(c->access, who, &rq);
     if (d.allowed)
         return true;
+    api_deny(call, c, &d, &rq);
+    return false;
+}
+
+void api_deny(struct rpc_call *call, struct coord *c, const struct decision *d,
+              const struct access_request *rq)
+{
+    const char *who = rpc_peer(call)->principal;
     struct err e;
-    access_explain(&d, p, &rq, &e);
+    access_explain(d, api_policy(c, who), rq, &e);
     struct event_meta m = {0};
-    event_meta_str(&m, "reason", access_reason_name(d.reason));
-    event_meta_str(&m, "permission", permission_name(perm));
-    event_meta_str(&m, "rule", access_rule_text(&d));
-    api_event(c, EV_SECURITY_ACCESS_DENIED, EVENT_DENIED, who, NULL, event_meta_text(&m), e.text);
+    event_meta_str(&m, "reason", access_reason_name(d->reason));
+    event_meta_str(&m, "permission", permission_name(rq->permission));
+    event_meta_str(&m, "rule", access_rule_text(d));
+    event_meta_u64(&m, "policy", d->generation);
+    struct audit_event ev = event_make(EV_SECURITY_ACCESS_DENIED, EVENT_DENIED, clock_wall_us(c->clock));
+    ev.principal = who;
+    ev.device = rq->device;
+    ev.operation = rpc_call_name(call);
+    ev.meta = event_meta_text(&m);
+    ev.error = e.text;
+    api_record(c, &ev);
     event_meta_fini(&m);
     rpc_fail(call, &e);
-    return false;
+}
+
+void api_refuse(struct rpc_call *call, struct coord *c, int type, const struct err *e)
+{
+    struct event_meta m = {0};
+    event_meta_str(&m, "reason", *e->reason ? e->reason : status_name(e->code));
+    struct audit_event ev = event_make(type, EVENT_FAILURE, clock_wall_us(c->clock));
+    ev.principal = rpc_peer(call)->principal;
+    ev.operation = rpc_call_name(call);
+    ev.meta = event_meta_text(&m);
+    ev.error = e->text;
+    api_record(c, &ev);
+    event_meta_fini(&m);
+    rpc_fail(call, e);
+}
+
+void api_no_memory(struct rpc_call *call)
+{
+    rpc_finish(call, 13, "NO_MEMORY", "the coordinator is out of memory");
 }
 
 void api_event(struct coord *c, int type, int result, const char *principal, const char *node,
@@ -82,18 +129,23 @@ void api_event(struct coord *c, int type, int result, const char *principal, con
     ev.operation = event_info(type)->name;
     ev.meta = meta;
     ev.error = error;
+    api_record(c, &ev);
+}
+
+void api_record(struct coord *c, const struct audit_event *ev)
+{
     int rc;
-    if (event_class(&ev) == EVENT_MUST) {
+    if (event_class(ev) == EVENT_MUST) {
         struct store_txn *t = store_txn_new();
         if (t)
-            store_txn_event(t, &ev);
+            store_txn_event(t, ev);
         rc = t ? store_submit(c->store, t, NULL, NULL) : ST_ENOMEM;
     } else {
-        rc = audit_emit(c->audit, &ev);
+        rc = audit_emit(c->audit, ev);
     }
     if (rc < 0)
-        LOG_E(&c->log, "audit", "event not recorded type=%s principal=%s error=%s", event_info(type)->name,
-              principal ? principal : "", status_name(rc));
+        LOG_E(&c->log, "audit", "event not recorded type=%s principal=%s error=%s",
+              event_info(ev->type)->name, ev->principal ? ev->principal : "", status_name(rc));
 }
 
 /* ---- sessions ---- */

@@ -7,13 +7,17 @@
 #define STRATA_API_API_H
 
 #include "common/rpc/rpc.h"
+#include "coordinator/access/quota.h"
+#include "coordinator/access/set.h"
 #include "coordinator/api/offload.h"
+#include "coordinator/api/session.h"
 #include "coordinator/config/config.h"
 #include "coordinator/jobs/jobs.h"
 
 struct event_base;
 struct ticket_key;
 struct coord_watch;
+struct policy_op;
 
 struct coord {
     struct event_base *base;
@@ -35,8 +39,14 @@ struct coord {
     struct jobs *jobs;
     struct audit_key *audit_key;
     struct audit_reader *audit_reader; /* the offload thread's, opened at the first query */
-    struct map *spools;   /* node → what was taken of its audit spool, owned */
-    struct map *policies; /* principal → struct policy, owned */
+    struct map *spools;                /* node → what was taken of its audit spool, owned */
+    struct access_set *access;         /* policies */
+    struct quota *quota;               /* what principals hold: jobs and device sessions */
+    struct dsessions dsessions;
+    struct policy policy_view;    /* of the latest api_policy() */
+    struct policy_op *policy_ops; /* changes of policies, one after the other */
+    bool recheck_jobs;            /* a job that lost its right could not be stopped yet */
+    bool stopping;                /* the store is closed: what completes now starts nothing */
     struct coord_session *sessions;
     struct coord_watch *watches;
     char audit_path[1024];
@@ -58,7 +68,7 @@ extern const struct quic_conn_ops api_accept_ops; /* arg: struct coord */
 
 /* How the jobs room reaches agents; ctx is struct coord. */
 extern const struct jobs_agents api_agents;
-/* jobs_cfg callbacks; ctx is struct coord. */
+/* jobs_cfg callbacks; ctx is struct coord. The policy is valid until the next call. */
 const struct policy *api_policy(void *ctx, const char *principal);
 int api_links(void *ctx, struct cluster *cl);
 void api_job_changed(void *ctx, const struct job *j);
@@ -75,9 +85,17 @@ void api_spool_free(struct coord *c);
 /* Is the caller allowed `perm`? If not the call is failed, the denial audited, and false comes back. */
 bool api_allow(struct rpc_call *call, struct coord *c, enum permission perm);
 bool api_is_admin(struct coord *c, const char *principal);
+/* Refuses the call with the sentence for d, and audits the denial. d must be a refusal. */
+void api_deny(struct rpc_call *call, struct coord *c, const struct decision *d,
+              const struct access_request *rq);
+/* Refuses the call with e, and audits it as `type` with e's reason in the metadata. */
+void api_refuse(struct rpc_call *call, struct coord *c, int type, const struct err *e);
+/* Answers the call with NO_MEMORY. */
+void api_no_memory(struct rpc_call *call);
 /* A node's session, NULL when it is not connected. */
 struct rpc_session *api_node_rpc(struct topo_node *n);
 /* A keep-class event, or a must-class one without a mutation of its own. */
+void api_record(struct coord *c, const struct audit_event *ev);
 void api_event(struct coord *c, int type, int result, const char *principal, const char *node,
                const char *meta, const char *error);
 
@@ -95,6 +113,22 @@ void api_jobs_verify(struct rpc_call *call, const ProtobufCMessage *req, void *a
 void api_plans_cluster(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_plans_show(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_spool_push(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_policies_apply(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_policies_remove(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_policies_get(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_policies_list(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_policies_test(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_policies_quota(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+/* Removes expired policies; ends jobs that could not be stopped before. */
+void api_policies_tick(struct coord *c);
+/* Frees what waits; before the store is closed nothing may be asked for any more. */
+void api_policies_fini(struct coord *c);
+void api_sessions_open(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_sessions_renew(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_sessions_close(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_sessions_kill(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_sessions_list(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_sessions_report(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_audit_query(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_audit_tail(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 

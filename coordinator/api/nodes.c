@@ -251,6 +251,8 @@ static void on_lease(struct topo_node *n, enum topo_state was, void *arg)
 void api_tick(struct coord *c)
 {
     topo_tick(c->topo, clock_ns(c->clock), on_lease, c);
+    api_policies_tick(c);
+    dsessions_tick(c);
     jobs_tick(c->jobs);
 }
 

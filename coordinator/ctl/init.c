@@ -13,8 +13,8 @@
 
 struct init {
     const char *root, *domain, *listen, *admin;
-    const char *nodes[64];
-    size_t nnodes;
+    const char *nodes[64], *users[64];
+    size_t nnodes, nusers;
     struct tls_ca *ca;
     struct err e;
 };
@@ -85,14 +85,29 @@ static int make_coordinator(struct init *in)
     return put(in, "coordinator", "coordinator.yaml", text);
 }
 
-static int make_admin(struct init *in)
+static int make_client(struct init *in, const char *dir, const char *name)
 {
     char text[512];
-    int rc = identity(in, "admin", TLS_USER, in->admin, "client");
+    int rc = identity(in, dir, TLS_USER, name, "client");
     if (rc < 0)
         return rc;
     snprintf(text, sizeof text, "coordinator: \"%s\"\ntrust_domain: %s\n", in->listen, in->domain);
-    return put(in, "admin", "client.yaml", text);
+    return put(in, dir, "client.yaml", text);
+}
+
+static int make_users(struct init *in)
+{
+    for (size_t i = 0; i < in->nusers; i++) {
+        char dir[128];
+        if (!str_ident_ok(in->users[i], 63))
+            return err_set(&in->e, ST_EINVAL, "'%s' is no user's name: letters, digits, '.', '-', '_'",
+                           in->users[i]);
+        snprintf(dir, sizeof dir, "users/%s", in->users[i]);
+        int rc = make_client(in, dir, in->users[i]);
+        if (rc < 0)
+            return rc;
+    }
+    return ST_OK;
 }
 
 static int make_nodes(struct init *in)
@@ -118,15 +133,16 @@ int ctl_init(struct ctl *c, int argc, char **argv)
         {.name = "listen", .value = &in.listen},
         {.name = "admin", .value = &in.admin},
         {.name = "node", .list = in.nodes, .n = &in.nnodes, .list_max = 64},
+        {.name = "user", .list = in.users, .n = &in.nusers, .list_max = 64},
     };
-    int n = ctl_parse(argc, argv, opts, 4);
+    int n = ctl_parse(argc, argv, opts, 5);
     char ca[1024];
     if (n < 0)
         return 2;
     if (n != 1)
         return ctl_usage(
             "init needs one directory: strata init DIR [--trust-domain D] [--listen HOST:PORT] [--admin "
-            "NAME] [--node NAME]…");
+            "NAME] [--node NAME]… [--user NAME]…");
     char *full = realpath(argv[0], NULL);
     if (!full && fs_mkdirs(argv[0], 0700, &in.e) == ST_OK)
         full = realpath(argv[0], NULL);
@@ -144,13 +160,15 @@ int ctl_init(struct ctl *c, int argc, char **argv)
     if (rc == ST_OK)
         in.domain = tls_ca_trust_domain(in.ca);
     if (rc == ST_OK && fresh && (rc = make_coordinator(&in)) == ST_OK)
-        rc = make_admin(&in);
+        rc = make_client(&in, "admin", in.admin);
     if (rc == ST_OK)
         rc = make_nodes(&in);
+    if (rc == ST_OK)
+        rc = make_users(&in);
     if (rc == ST_OK && c->json)
         ctl_print_json("strata.init.v1",
-                       json_pack("{s:s,s:s,s:b,s:I}", "dir", full, "trust_domain", in.domain, "created",
-                                 fresh, "nodes", (json_int_t)in.nnodes));
+                       json_pack("{s:s,s:s,s:b,s:I,s:I}", "dir", full, "trust_domain", in.domain, "created",
+                                 fresh, "nodes", (json_int_t)in.nnodes, "users", (json_int_t)in.nusers));
     else if (rc == ST_OK)
         printf("%s %s, trust domain %s\ncoordinator  strata-coordinator run --config "
                "%s/coordinator/coordinator.yaml\n"

@@ -45,7 +45,11 @@ static int policy_row(sqlite3_stmt *st, void *ctx, struct err *e)
                        .extra = (uint32_t)u64(st, 2),
                        .denied = (uint32_t)u64(st, 3),
                        .has_quota = sqlite3_column_type(st, 5) != SQLITE_NULL,
+                       .has_node_quota = sqlite3_column_type(st, 9) != SQLITE_NULL,
+                       .has_device_quota = sqlite3_column_type(st, 10) != SQLITE_NULL,
                        .quota_bytes = u64(st, 5),
+                       .node_quota_bytes = u64(st, 9),
+                       .device_quota_bytes = u64(st, 10),
                        .created_us = sqlite3_column_int64(st, 6),
                        .expires_us = sqlite3_column_int64(st, 7),
                        .generation = u64(st, 8)};
@@ -61,10 +65,42 @@ int store_load_policies(struct store *s, int (*fn)(void *arg, const struct polic
 {
     struct policy_ctx c = {fn, arg};
     return each(s,
-                "SELECT principal,roles,extra,denied,devices,quota_bytes,created_us,expires_us,generation "
-                "FROM policy "
-                "ORDER BY principal",
+                "SELECT principal,roles,extra,denied,devices,quota_bytes,created_us,expires_us,generation,"
+                "node_quota_bytes,device_quota_bytes FROM policy ORDER BY principal",
                 policy_row, &c, e);
+}
+
+struct session_ctx {
+    int (*fn)(void *arg, const struct store_session *r);
+    void *arg;
+};
+
+static int session_row(sqlite3_stmt *st, void *ctx, struct err *e)
+{
+    (void)e;
+    struct session_ctx *c = ctx;
+    const struct store_session r = {.id = db_text(st, 0),
+                                    .principal = db_text(st, 1),
+                                    .node = db_text(st, 2),
+                                    .devices = db_text(st, 3),
+                                    .reason = db_text(st, 4),
+                                    .permissions = (uint32_t)u64(st, 5),
+                                    .limit_bytes = u64(st, 6),
+                                    .state = sqlite3_column_int(st, 7),
+                                    .opened_us = sqlite3_column_int64(st, 8),
+                                    .expires_us = sqlite3_column_int64(st, 9),
+                                    .generation = u64(st, 10)};
+    return c->fn(c->arg, &r);
+}
+
+int store_load_sessions(struct store *s, int (*fn)(void *arg, const struct store_session *r), void *arg,
+                        struct err *e)
+{
+    struct session_ctx c = {fn, arg};
+    return each(s,
+                "SELECT id,principal,node,devices,reason,permissions,limit_bytes,state,opened_us,expires_us,"
+                "generation FROM session ORDER BY id",
+                session_row, &c, e);
 }
 
 struct node_ctx {

@@ -38,6 +38,15 @@ static const char *const schema_steps[] = {
     "CREATE INDEX request_created ON request(created_us);"
     /* AUTOINCREMENT: a sequence is never given out twice, also when the rows before it are gone. */
     "CREATE TABLE outbox(seq INTEGER PRIMARY KEY AUTOINCREMENT, event BLOB NOT NULL) STRICT;",
+    /* 1 → 2: device sessions with their escrow, and quotas on any one node and device */
+    "ALTER TABLE policy ADD COLUMN node_quota_bytes INTEGER;"
+    "ALTER TABLE policy ADD COLUMN device_quota_bytes INTEGER;"
+    "CREATE TABLE session(id TEXT PRIMARY KEY, principal TEXT NOT NULL, node TEXT NOT NULL, devices TEXT NOT "
+    "NULL,"
+    " reason TEXT NOT NULL, permissions INTEGER NOT NULL, limit_bytes INTEGER NOT NULL, state INTEGER NOT "
+    "NULL,"
+    " opened_us INTEGER NOT NULL, expires_us INTEGER NOT NULL, generation INTEGER NOT NULL) STRICT, WITHOUT "
+    "ROWID;",
 };
 
 const struct db_kind store_db_kind = {

@@ -64,6 +64,13 @@ struct store_device {
     size_t info_len;
     int64_t updated_us;
 };
+struct store_session {                                    /* a device session */
+    const char *id, *principal, *node, *devices, *reason; /* devices: local ids, one a line */
+    uint32_t permissions;
+    uint64_t limit_bytes, generation;
+    int state; /* the api room's number */
+    int64_t opened_us, expires_us;
+};
 struct store_plan {
     const char *id, *job, *goal;
     const void *doc; /* plan JSON */
@@ -96,6 +103,8 @@ int store_load_jobs(struct store *s, int (*fn)(void *arg, const struct store_job
                     struct err *e) ST_CHECK;
 int store_load_layers(struct store *s, int (*fn)(void *arg, const struct store_layer *l), void *arg,
                       struct err *e) ST_CHECK;
+int store_load_sessions(struct store *s, int (*fn)(void *arg, const struct store_session *r), void *arg,
+                        struct err *e) ST_CHECK;
 int store_load_plans(struct store *s, int (*fn)(void *arg, const struct store_plan *p), void *arg,
                      struct err *e) ST_CHECK;
 int store_load_requests(struct store *s, int (*fn)(void *arg, const struct store_request *r), void *arg,
@@ -131,6 +140,8 @@ void store_txn_device_put(struct store_txn *t, const struct store_device *d);
 void store_txn_device_delete(struct store_txn *t, const char *id);
 void store_txn_policy_put(struct store_txn *t, const struct policy *p);
 void store_txn_policy_delete(struct store_txn *t, const char *principal); /* absent: ST_ENOENT */
+void store_txn_session_put(struct store_txn *t, const struct store_session *r);
+void store_txn_session_delete(struct store_txn *t, const char *id); /* absent is fine */
 void store_txn_plan_put(struct store_txn *t, const struct store_plan *p);
 void store_txn_request_put(struct store_txn *t, const struct store_request *r); /* existing id: ST_EEXIST */
 void store_txn_requests_expire(struct store_txn *t, int64_t before_us);

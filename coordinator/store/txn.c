@@ -37,9 +37,15 @@ static const struct store_sql sqls[SQL_COUNT] = {
     [SQL_DEVICE_DELETE] = {"DELETE FROM device WHERE id=?1", "removing a device", ST_OK},
     [SQL_POLICY_PUT] =
         {"INSERT OR REPLACE INTO policy(principal,roles,extra,denied,devices,quota_bytes,created_us,"
-         "expires_us,generation) VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9)",
+         "expires_us,generation,node_quota_bytes,device_quota_bytes) "
+         "VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11)",
          "writing a policy", ST_OK},
     [SQL_POLICY_DELETE] = {"DELETE FROM policy WHERE principal=?1", "removing a policy", ST_ENOENT},
+    [SQL_SESSION_PUT] =
+        {"INSERT OR REPLACE INTO session(id,principal,node,devices,reason,permissions,limit_bytes,state,"
+         "opened_us,expires_us,generation) VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11)",
+         "writing a session", ST_OK},
+    [SQL_SESSION_DELETE] = {"DELETE FROM session WHERE id=?1", "removing a session", ST_OK},
     [SQL_PLAN_PUT] = {"INSERT OR REPLACE INTO plan(id,job,goal,doc,created_us) VALUES(?1,?2,?3,?4,?5)",
                       "writing a plan", ST_OK},
     [SQL_REQUEST_PUT] =
@@ -213,6 +219,14 @@ void store_txn_device_delete(struct store_txn *t, const char *id)
     text(t, id);
 }
 
+static void quota(struct store_txn *t, bool has, uint64_t bytes)
+{
+    if (has)
+        num(t, (int64_t)bytes);
+    else
+        null(t);
+}
+
 void store_txn_policy_put(struct store_txn *t, const struct policy *p)
 {
     char devices[POLICY_DEVICES_MAX * POLICY_PATTERN_MAX];
@@ -222,25 +236,46 @@ void store_txn_policy_put(struct store_txn *t, const struct policy *p)
         t->rc = policy_devices_join(p, devices, sizeof devices);
     if (t->rc < 0)
         return;
-    op(t, SQL_POLICY_PUT, 9);
+    op(t, SQL_POLICY_PUT, 11);
     text(t, p->principal);
     num(t, p->roles);
     num(t, p->extra);
     num(t, p->denied);
     text(t, devices);
-    if (p->has_quota)
-        num(t, (int64_t)p->quota_bytes);
-    else
-        null(t);
+    quota(t, p->has_quota, p->quota_bytes);
     num(t, p->created_us);
     num(t, p->expires_us);
     num(t, (int64_t)p->generation);
+    quota(t, p->has_node_quota, p->node_quota_bytes);
+    quota(t, p->has_device_quota, p->device_quota_bytes);
 }
 
 void store_txn_policy_delete(struct store_txn *t, const char *principal)
 {
     op(t, SQL_POLICY_DELETE, 1);
     text(t, principal);
+}
+
+void store_txn_session_put(struct store_txn *t, const struct store_session *r)
+{
+    op(t, SQL_SESSION_PUT, 11);
+    text(t, r->id);
+    text(t, r->principal);
+    text(t, r->node);
+    text(t, r->devices);
+    text(t, r->reason);
+    num(t, r->permissions);
+    num(t, (int64_t)r->limit_bytes);
+    num(t, r->state);
+    num(t, r->opened_us);
+    num(t, r->expires_us);
+    num(t, (int64_t)r->generation);
+}
+
+void store_txn_session_delete(struct store_txn *t, const char *id)
+{
+    op(t, SQL_SESSION_DELETE, 1);
+    text(t, id);
 }
 
 void store_txn_plan_put(struct store_txn *t, const struct store_plan *p)

@@ -132,8 +132,28 @@ static int see_policy(void *arg, const struct policy *p)
     assert_string_equal(p->devices[1], "rhea/*");
     assert_true(p->has_quota);
     assert_int_equal(p->quota_bytes, 1ull << 41);
+    assert_false(p->has_node_quota);
+    assert_true(p->has_device_quota);
+    assert_int_equal(p->device_quota_bytes, 1ull << 40);
     assert_int_equal(p->expires_us, 900);
     assert_int_equal(p->generation, 3);
+    ++*(unsigned *)arg;
+    return 0;
+}
+
+static int see_session(void *arg, const struct store_session *r)
+{
+    assert_string_equal(r->id, "s-1");
+    assert_string_equal(r->principal, "user/alice");
+    assert_string_equal(r->node, "dione");
+    assert_string_equal(r->devices, "cuda:0\ncuda:1");
+    assert_string_equal(r->reason, "KILLED");
+    assert_int_equal(r->permissions, PERM_ALL14);
+    assert_int_equal(r->limit_bytes, 1ull << 33);
+    assert_int_equal(r->state, 1);
+    assert_int_equal(r->opened_us, 5);
+    assert_int_equal(r->expires_us, 6);
+    assert_int_equal(r->generation, 3);
     ++*(unsigned *)arg;
     return 0;
 }
@@ -210,10 +230,28 @@ static void everything_survives_reopening(void **state)
                        .devices = {"dione/cuda:*", "rhea/*"},
                        .has_quota = true,
                        .quota_bytes = 1ull << 41,
+                       .has_device_quota = true,
+                       .device_quota_bytes = 1ull << 40,
                        .created_us = 5,
                        .expires_us = 900,
                        .generation = 3};
     store_txn_policy_put(t, &p);
+    struct store_session ss = {.id = "s-1",
+                               .principal = "user/alice",
+                               .node = "dione",
+                               .devices = "cuda:0\ncuda:1",
+                               .permissions = PERM_ALL14,
+                               .limit_bytes = 1ull << 33,
+                               .opened_us = 5,
+                               .expires_us = 6,
+                               .generation = 3};
+    store_txn_session_put(t, &ss);
+    ss.state = 1;
+    ss.reason = "KILLED";
+    store_txn_session_put(t, &ss);
+    ss.id = "s-2";
+    store_txn_session_put(t, &ss);
+    store_txn_session_delete(t, "s-2");
     struct store_node n = {
         .id = "dione", .address = "10.0.0.1:7000", .incarnation = UINT64_MAX, .info = "abc", .info_len = 3};
     store_txn_node_put(t, &n);
@@ -253,13 +291,14 @@ static void everything_survives_reopening(void **state)
     rig_reopen(r);
     unsigned seen = 0;
     assert_int_equal(store_load_policies(r->s, see_policy, &seen, &e), ST_OK);
+    assert_int_equal(store_load_sessions(r->s, see_session, &seen, &e), ST_OK);
     assert_int_equal(store_load_nodes(r->s, see_node, &seen, &e), ST_OK);
     assert_int_equal(store_load_devices(r->s, see_device, &seen, &e), ST_OK);
     assert_int_equal(store_load_jobs(r->s, see_job, &seen, &e), ST_OK);
     assert_int_equal(store_load_layers(r->s, see_layer, &seen, &e), ST_OK);
     assert_int_equal(store_load_plans(r->s, see_plan, &seen, &e), ST_OK);
     assert_int_equal(store_load_requests(r->s, see_request, &seen, &e), ST_OK);
-    assert_int_equal(seen, 7);
+    assert_int_equal(seen, 8);
     char value[16];
     assert_int_equal(store_load_meta(r->s, "cluster", value, sizeof value, &e), ST_OK);
     assert_string_equal(value, "two");
