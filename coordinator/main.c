@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "common/base/fs.h"
+#include "common/base/map.h"
 #include "common/base/str.h"
 #include "common/ticket/ticket.h"
 #include "coordinator/api/api.h"
