@@ -179,8 +179,8 @@ static int copy_rest(sqlite3 *db, const struct segment *s, struct err *e)
         "%2 "
         "AND %3 ORDER BY size",
         "INSERT INTO s.state SELECT 1,last,head,0 FROM main.segment WHERE n=%n",
-        "INSERT INTO s.segment SELECT n,first,last,ts_min,ts_max,opened_us,prev,head,'',zeroblob(32),0 FROM "
-        "main.segment WHERE n=%n",
+        ("INSERT INTO s.segment SELECT n,first,last,ts_min,ts_max,opened_us,prev,head,'',zeroblob(32),0 FROM "
+         "main.segment WHERE n=%n"),
         "INSERT INTO s.rate_1h SELECT minute/60,event,severity,result,sum(n) FROM s.rate_1m GROUP BY 1,2,3,4",
         "CREATE INDEX s.audit_%1_principal ON audit_%1(principal)",
         "CREATE INDEX s.audit_%1_event ON audit_%1(event)",
