@@ -314,5 +314,5 @@ uint64_t control_epoch(const struct control *c)
 
 struct rpc_session *control_session(const struct control *c)
 {
-    return c->state == CTL_REGISTERED ? c->session : NULL;
+    return c->state == CTL_REGISTERED && !c->closing_session ? c->session : NULL;
 }

@@ -48,6 +48,10 @@ static int plan_show_cmd(struct ctl *c, int argc, char **argv)
 {
     return plan_command(c, argc, argv, "strata plan show", ctl_plan_show);
 }
+static int plan_replan_cmd(struct ctl *c, int argc, char **argv)
+{
+    return plan_command(c, argc, argv, "strata plan replan", ctl_plan_replan);
+}
 
 static const struct command {
     const char *room, *verb; /* verb NULL: the command is one word */
@@ -59,9 +63,17 @@ static const struct command {
     {"version", NULL, version, "the version of this program"},
     {"node", "list", ctl_node_list, "nodes, their state and distance"},
     {"gpu", "list", ctl_gpu_list, "devices of all nodes"},
+    {"gpu", "alloc", ctl_gpu_alloc,
+     "device memory of one's own; begins a session with the node if there is none"},
+    {"gpu", "put", ctl_gpu_put, "a file into device memory, verified there"},
+    {"gpu", "get", ctl_gpu_get, "device memory into a file"},
+    {"gpu", "copy", ctl_gpu_copy, "from one handle to another, between nodes as well"},
+    {"gpu", "free", ctl_gpu_free, "give a handle back, or end the whole session with a node"},
+    {"gpu", "stat", ctl_gpu_stat, "what one's session with a node holds"},
     {"model", "inspect", ctl_model_inspect, "the layers of a model file and what each costs"},
     {"model", "synth", ctl_model_synth, "write a model file with seeded weights"},
     {"plan", "solve", plan_solve_cmd, "plan a model on a described cluster"},
+    {"plan", "replan", plan_replan_cmd, "change a plan with the fewest bytes moved"},
     {"plan", "check", plan_check_cmd, "recompute every figure of a plan"},
     {"plan", "show", plan_show_cmd, "a plan as a table"},
     {"job", "submit", ctl_job_submit, "plan, place and load a model"},
