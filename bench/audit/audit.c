@@ -359,16 +359,20 @@ static int query_case(struct world *w, int64_t now_us)
 static const char *const panels[] = {
     "SELECT time, type, sum(n) FROM v_rate_1m WHERE time_us BETWEEN ?1 AND ?2 GROUP BY time, type ORDER BY "
     "time",
-    "SELECT time, principal, operation, error FROM v_denied WHERE time_us BETWEEN ?1 AND ?2 ORDER BY time_us "
+    "SELECT time_us, time, principal, operation, error FROM v_denied WHERE time_us BETWEEN ?1 AND ?2 ORDER "
+    "BY time_us "
     "DESC "
     "LIMIT 100",
-    "SELECT time, type, error FROM v_critical WHERE time_us BETWEEN ?1 AND ?2 ORDER BY time_us DESC LIMIT "
+    "SELECT time_us, time, type, error FROM v_critical WHERE time_us BETWEEN ?1 AND ?2 ORDER BY time_us DESC "
+    "LIMIT "
     "100",
     "SELECT severity, sum(n) FROM v_rate_1h WHERE time_us BETWEEN ?1 AND ?2 GROUP BY severity",
-    "SELECT time, device, type, result, principal FROM v_audit WHERE time_us BETWEEN ?1 AND ?2 ORDER BY "
+    "SELECT time_us, time, device, type, result, principal FROM v_audit WHERE time_us BETWEEN ?1 AND ?2 "
+    "ORDER BY "
     "time_us DESC "
     "LIMIT 1000",
-    "SELECT principal, count(*) FROM (SELECT principal FROM v_audit WHERE time_us BETWEEN ?1 AND ?2 ORDER BY "
+    "SELECT principal, count(*) FROM (SELECT time_us, principal FROM v_audit WHERE time_us BETWEEN ?1 AND ?2 "
+    "ORDER BY "
     "time_us "
     "DESC LIMIT 5000) GROUP BY principal ORDER BY 2 DESC LIMIT 10",
     "SELECT * FROM v_health",

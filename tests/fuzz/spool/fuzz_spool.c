@@ -1,4 +1,5 @@
-/* Records of a spool from outside: whole ones that follow one another are given out, everything else is refused. */
+/* Records of a spool from outside: whole ones that follow one another are given out, everything else is
+ * refused. */
 #include <stdlib.h>
 #include <string.h>
 

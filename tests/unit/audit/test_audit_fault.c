@@ -15,7 +15,7 @@ struct tally {
 /* Mutations and events, and flushes between them: whatever fails may say so, and nothing else may happen. */
 static void work(struct rig *r, struct tally *t, unsigned round)
 {
-    struct err e;
+    struct err e = {0};
     for (unsigned i = 0; i < MUTATIONS; i++) {
         char id[32];
         snprintf(id, sizeof id, "j%u-%u", round, i);
