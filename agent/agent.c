@@ -11,6 +11,8 @@
 #include "agent/layers/layers.h"
 #include "agent/layers/peers.h"
 #include "agent/layers/serve.h"
+#include "agent/reports.h"
+#include "agent/session/session.h"
 #include "common/base/fs.h"
 #include "common/base/str.h"
 #include "common/quic/quic.h"
@@ -19,7 +21,7 @@
 #define FILE_THREADS 4
 #define MAX_DEVICES 64
 #define MAX_FETCHES 64
-#define CALLS_PER_PEER 16
+#define CALLS_PER_PEER 64
 
 struct agent {
     struct agent_env env;
@@ -31,6 +33,8 @@ struct agent {
     struct peers *peers;
     struct layers *layers;
     struct serve *serve;
+    struct sessions *sessions;
+    struct reports *reports;
     struct handlers handlers;
     struct rpc_table *table, *peer_table;
     struct control *control;
@@ -50,7 +54,9 @@ struct agent {
 
 static uint64_t available(const struct agent *a, const struct pool_device *d)
 {
-    uint64_t held = layers_device_bytes(a->layers, d->id);
+    uint64_t held = layers_device_bytes(a->layers, d->id) + sessions_device_bytes(a->sessions, d->id);
+    if (sessions_leased(a->sessions, d->id))
+        return 0; /* nothing of anybody else fits there now */
     return held < d->available_bytes ? d->available_bytes - held : 0;
 }
 
@@ -140,8 +146,11 @@ static void on_registered(const Strata__V1__HelloReply *r, void *arg)
 {
     struct agent *a = arg;
     struct err e;
-    if (r->ticket_public_key.len == TICKET_PUB_LEN)
+    if (r->ticket_public_key.len == TICKET_PUB_LEN) {
         serve_set_key(a->serve, r->ticket_public_key.data);
+        sessions_set_key(a->sessions, r->ticket_public_key.data);
+    }
+    reports_registered(a->reports);
     for (size_t i = 0; i < r->n_drop; i++) {
         LOG_I(a->env.log, "agent", "nobody wants job=%s layer=%s", r->drop[i]->job, r->drop[i]->layer);
         if (r->drop[i]->layer[0] &&
@@ -170,13 +179,41 @@ static const struct control_ops control_ops = {
     .on_lost = on_disconnected,
 };
 
+/* What layers may have of it: what sessions hold is not theirs. */
 static uint64_t capacity(const char *device, void *arg)
 {
     const struct agent *a = arg;
     for (size_t i = 0; i < a->ndevices; i++)
-        if (strcmp(a->device[i].id, device) == 0)
-            return a->device[i].memory_bytes;
+        if (strcmp(a->device[i].id, device) == 0) {
+            uint64_t held = sessions_leased(a->sessions, device) ? UINT64_MAX
+                                                                 : sessions_device_bytes(a->sessions, device);
+            return held < a->device[i].memory_bytes ? a->device[i].memory_bytes - held : 1;
+        }
     return 0;
+}
+
+/* ---- device sessions ---- */
+
+static const struct pool_device *session_devices(size_t *n, void *arg)
+{
+    const struct agent *a = arg;
+    *n = a->ndevices;
+    return a->device;
+}
+
+static uint64_t session_layer_bytes(const char *device, void *arg)
+{
+    return layers_device_bytes(((const struct agent *)arg)->layers, device);
+}
+
+static void session_change(bool urgent, void *arg)
+{
+    reports_changed(((struct agent *)arg)->reports, urgent);
+}
+
+static void session_event(const struct audit_event *e, void *arg)
+{
+    reports_event(((struct agent *)arg)->reports, e);
 }
 
 static void on_layers_lost(void *arg)
@@ -198,6 +235,7 @@ static void peer_session_closed(struct rpc_session *s, const struct quic_close *
 {
     struct agent *a = arg;
     LOG_D(a->env.log, "agent", "peer=%s gone why=\"%s\"", rpc_session_peer(s)->principal, why->reason);
+    sessions_gone(a->sessions, s);
 }
 
 static const struct rpc_session_ops peer_session_ops = {.on_up = peer_session_up,
@@ -214,8 +252,8 @@ static void on_peer(struct quic_conn *c, void *arg)
         .table = a->peer_table,
         .max_inbound_calls = CALLS_PER_PEER,
     };
-    if (quic_conn_peer(c)->kind != TLS_NODE)
-        quic_conn_close(c, 7, "only agents connect here");
+    if (quic_conn_peer(c)->kind == TLS_COORDINATOR)
+        quic_conn_close(c, 7, "agents and holders of tickets connect here");
     else if (rpc_accept(&s, &cfg, c, &peer_session_ops, a) < 0)
         quic_conn_close(c, 8, "no memory for another peer");
 }
@@ -380,6 +418,47 @@ static const char *backend_list(struct agent *a)
     return a->backends[0] ? a->backends + 1 : "";
 }
 
+static int open_sessions(struct agent *a, struct err *e)
+{
+    const struct reports_cfg reports = {
+        .base = a->env.base,
+        .clock = a->env.clock,
+        .log = a->env.log,
+        .sessions = &a->sessions,
+        .control = &a->control,
+    };
+    const struct sessions_cfg sessions = {
+        .base = a->env.base,
+        .clock = a->env.clock,
+        .rng = a->env.rng,
+        .log = a->env.log,
+        .pool = a->pool,
+        .peers = a->peers,
+        .node = a->env.config->node,
+        .devices = session_devices,
+        .layer_bytes = session_layer_bytes,
+        .on_change = session_change,
+        .audit = session_event,
+        .arg = a,
+    };
+    int rc = reports_new(&a->reports, &reports, e);
+    return rc < 0 ? rc : sessions_new(&a->sessions, &sessions, e);
+}
+
+/* The coordinator's connection serves what concerns sessions beside layers, the listener device sessions
+ * beside layers for other agents. */
+static int join_tables(struct agent *a, struct err *e)
+{
+    struct rpc_table *control = NULL, *devices = NULL;
+    int rc = reports_table(&control, a->reports, e);
+    if (rc == ST_OK && (rc = rpc_table_join(a->table, control, e)) < 0)
+        rpc_table_free(control);
+    if (rc == ST_OK && (rc = sessions_table(&devices, a->sessions, e)) == ST_OK &&
+        (rc = rpc_table_join(a->peer_table, devices, e)) < 0)
+        rpc_table_free(devices);
+    return rc;
+}
+
 static int open_rooms(struct agent *a, struct err *e)
 {
     const struct agent_config *c = a->env.config;
@@ -421,11 +500,11 @@ static int open_rooms(struct agent *a, struct err *e)
         .on_lost = on_layers_lost,
         .arg = a,
     };
-    if ((rc = layers_new(&a->layers, &layers, e)) < 0)
+    if ((rc = layers_new(&a->layers, &layers, e)) < 0 || (rc = open_sessions(a, e)) < 0)
         return rc;
     a->handlers = (struct handlers){a->layers, a->files, a->env.clock, roots, c->nmodel_dirs};
     if ((rc = handlers_table(&a->table, &a->handlers, e)) < 0 ||
-        (rc = serve_table(&a->peer_table, a->serve, e)) < 0)
+        (rc = serve_table(&a->peer_table, a->serve, e)) < 0 || (rc = join_tables(a, e)) < 0)
         return rc;
     return pool_probe(a->pool, on_probed, a, e);
 }
@@ -455,6 +534,8 @@ void agent_free(struct agent *a)
         control_close(a->control);
     if (a->layers)
         layers_close(a->layers);
+    if (a->sessions)
+        sessions_close(a->sessions);
     if (a->peers)
         peers_close(a->peers);
     if (a->bulk_udp)
@@ -464,6 +545,8 @@ void agent_free(struct agent *a)
     files_free(a->files);
     pool_free(a->pool);
     layers_free(a->layers);
+    sessions_free(a->sessions);
+    reports_free(a->reports);
     peers_free(a->peers);
     serve_free(a->serve);
     control_free(a->control);
@@ -478,6 +561,11 @@ void agent_free(struct agent *a)
 const char *agent_peer_address(const struct agent *a)
 {
     return a->peer_address;
+}
+
+struct sessions *agent_sessions(const struct agent *a)
+{
+    return a->sessions;
 }
 
 struct layers *agent_layers(const struct agent *a)

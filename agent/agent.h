@@ -30,6 +30,8 @@ void agent_free(struct agent *a);
 const char *agent_peer_address(const struct agent *a); /* host:port other agents reach it at */
 
 struct layers;
+struct sessions;
 struct layers *agent_layers(const struct agent *a); /* what it holds */
+struct sessions *agent_sessions(const struct agent *a);
 
 #endif

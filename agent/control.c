@@ -309,3 +309,8 @@ uint64_t control_epoch(const struct control *c)
 {
     return c->epoch;
 }
+
+struct rpc_session *control_session(const struct control *c)
+{
+    return c->state == CTL_REGISTERED && !c->closing_session ? c->session : NULL;
+}

@@ -40,7 +40,8 @@ void control_hello_again(struct control *c);
  * after the endpoint is gone. */
 void control_close(struct control *c);
 void control_free(struct control *c); /* NULL is fine; after the endpoint and the file threads are freed */
-uint64_t control_epoch(const struct control *c); /* 0 = not registered */
+struct rpc_session *control_session(const struct control *c); /* NULL = not registered */
+uint64_t control_epoch(const struct control *c);              /* 0 = not registered */
 
 /* How long to wait before the nth dial after a loss: uniform in [0, min(15 s, 0.1 s × 2^n)]. */
 uint64_t control_backoff_ns(const struct rng *rng, unsigned n);

@@ -369,7 +369,9 @@ static void alloc_done(void *arg, int rc, const struct err *e, uint64_t buffer)
         pump(l);
         return;
     }
-    rc = peers_fetch(&l->fetch, l->ls->cfg.peers, l->peer_node, l->peer_address, l->fetch_req, l->timeout_ns,
+    const struct fetch_ask ask = {&strata__v1__layer_source__descriptor, "Fetch", &l->fetch_req->base,
+                                  l->fetch_req->bytes};
+    rc = peers_fetch(&l->fetch, l->ls->cfg.peers, l->peer_node, l->peer_address, &ask, l->timeout_ns,
                      &fetch_ops, l, &why);
     if (rc < 0)
         fail(l, rc, &why);

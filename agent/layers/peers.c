@@ -32,7 +32,8 @@ struct peers {
 struct fetch {
     struct peer *peer; /* NULL once it has left the peer's list */
     struct fetch *next;
-    Strata__V1__FetchRequest *req; /* until the call is made */
+    struct fetch_ask ask;
+    ProtobufCMessage *req; /* a copy, until the call is made */
     uint64_t timeout_ns;
     struct rpc_call *call;
     const struct fetch_ops *ops; /* NULL = cancelled, waits for its call's last upcall */
@@ -72,13 +73,19 @@ static void unlink_fetch(struct fetch *f)
     }
 }
 
+static void drop_request(struct fetch *f)
+{
+    if (f->req)
+        protobuf_c_message_free_unpacked(f->req, NULL);
+    f->req = NULL;
+}
+
 static void fetch_end(struct fetch *f, int rc, const struct err *e, const uint8_t *digest)
 {
     unlink_fetch(f);
     const struct fetch_ops *ops = f->ops;
     void *arg = f->arg;
-    if (f->req)
-        strata__v1__fetch_request__free_unpacked(f->req, NULL);
+    drop_request(f);
     free(f);
     if (ops)
         ops->on_done(rc, e, digest, arg);
@@ -118,10 +125,10 @@ static void on_done(struct rpc_call *call, const struct rpc_status *st, const ui
     f->call = NULL;
     const char *node = f->peer ? f->peer->node : "the peer";
     if (st->code != 0)
-        rc = err_reason(&e, status_from_rpc(st->code), st->reason, "%s does not send the layer: %.400s", node,
+        rc = err_reason(&e, status_from_rpc(st->code), st->reason, "%s does not send the bytes: %.400s", node,
                         st->text);
     else if (!digest || f->got != f->want)
-        rc = err_reason(&e, ST_EPROTO, "SHORT_LAYER", "%s sent %llu of %llu bytes", node,
+        rc = err_reason(&e, ST_EPROTO, "SHORT_TRANSFER", "%s sent %llu of %llu bytes", node,
                         (unsigned long long)f->got, (unsigned long long)f->want);
     fetch_end(f, rc, &e, digest);
 }
@@ -133,14 +140,12 @@ static void fetch_start(struct fetch *f)
 {
     struct err e;
     struct rpc_call_opts o = {.timeout_ns = f->timeout_ns};
-    int rc = rpc_call(&f->call, f->peer->session, &strata__v1__layer_source__descriptor, "Fetch", RPC_BULK,
-                      &f->req->base, &o, &call_ops, f, &e);
-    if (rc < 0) {
+    int rc = rpc_call(&f->call, f->peer->session, f->ask.service, f->ask.method, RPC_BULK, f->req, &o,
+                      &call_ops, f, &e);
+    if (rc < 0)
         fetch_end(f, rc, &e, NULL);
-        return;
-    }
-    strata__v1__fetch_request__free_unpacked(f->req, NULL);
-    f->req = NULL;
+    else
+        drop_request(f);
 }
 
 /* ---- the connection ---- */
@@ -249,38 +254,39 @@ static int peer_get(struct peers *o, const char *node, const char *address, stru
 
 /* ---- for the loader ---- */
 
-static Strata__V1__FetchRequest *copy_request(const Strata__V1__FetchRequest *req)
+static ProtobufCMessage *copy_request(const ProtobufCMessage *req)
 {
-    size_t n = strata__v1__fetch_request__get_packed_size(req);
+    size_t n = protobuf_c_message_get_packed_size(req);
     uint8_t *p = malloc(n ? n : 1);
     if (!p)
         return NULL;
-    strata__v1__fetch_request__pack(req, p);
-    Strata__V1__FetchRequest *c = strata__v1__fetch_request__unpack(NULL, n, p);
+    protobuf_c_message_pack(req, p);
+    ProtobufCMessage *c = protobuf_c_message_unpack(req->descriptor, NULL, n, p);
     free(p);
     return c;
 }
 
 int peers_fetch(struct fetch **out, struct peers *o, const char *node, const char *address,
-                const Strata__V1__FetchRequest *req, uint64_t timeout_ns, const struct fetch_ops *ops,
-                void *arg, struct err *e)
+                const struct fetch_ask *ask, uint64_t timeout_ns, const struct fetch_ops *ops, void *arg,
+                struct err *e)
 {
     struct fetch *f = calloc(1, sizeof *f);
     struct peer *p = NULL;
-    if (!f || !(f->req = copy_request(req))) {
+    if (!f || !(f->req = copy_request(ask->request))) {
         free(f);
-        return err_set(e, ST_ENOMEM, "no memory to fetch a layer from agent %s", node);
+        return err_set(e, ST_ENOMEM, "no memory to fetch from agent %s", node);
     }
+    f->ask = *ask;
     int rc = peer_get(o, node, address, &p, e);
     if (rc < 0) {
-        strata__v1__fetch_request__free_unpacked(f->req, NULL);
+        drop_request(f);
         free(f);
         return rc;
     }
     f->timeout_ns = timeout_ns;
     f->ops = ops;
     f->arg = arg;
-    f->want = req->bytes;
+    f->want = ask->bytes;
     f->peer = p;
     f->next = p->fetches;
     p->fetches = f;
@@ -288,10 +294,9 @@ int peers_fetch(struct fetch **out, struct peers *o, const char *node, const cha
     if (p->up) {
         /* A stream is opened now or not at all, so that a failure is told by the return value. */
         struct rpc_call_opts o2 = {.timeout_ns = timeout_ns};
-        rc = rpc_call(&f->call, p->session, &strata__v1__layer_source__descriptor, "Fetch", RPC_BULK,
-                      &f->req->base, &o2, &call_ops, f, e);
-        strata__v1__fetch_request__free_unpacked(f->req, NULL);
-        f->req = NULL;
+        rc =
+            rpc_call(&f->call, p->session, ask->service, ask->method, RPC_BULK, f->req, &o2, &call_ops, f, e);
+        drop_request(f);
         if (rc < 0) {
             unlink_fetch(f);
             free(f);
@@ -317,8 +322,7 @@ void fetch_cancel(struct fetch *f)
         return;
     }
     unlink_fetch(f);
-    if (f->req)
-        strata__v1__fetch_request__free_unpacked(f->req, NULL);
+    drop_request(f);
     free(f);
 }
 

@@ -1,7 +1,7 @@
 /*
- * Fetching a layer's bytes from another agent. One connection a peer is shared by all fetches from it and
- * closed when none has been made for a while. The peer checks the ticket; the digest over all bytes is
- * checked here. Loop thread only.
+ * Fetching bytes from another agent: a layer's, or a part of a buffer. One connection a peer is shared by all
+ * fetches from it and closed when none has been made for a while. The peer checks the ticket or the offer;
+ * the digest over all bytes is checked here. Loop thread only.
  */
 #ifndef STRATA_LAYERS_PEERS_H
 #define STRATA_LAYERS_PEERS_H
@@ -34,10 +34,16 @@ void peers_free(struct peers *p);
 /* Closes all connections: fetches end with ST_EUNREACH. */
 void peers_close(struct peers *p);
 
-/* Copies the request. Never completes inline. */
+struct fetch_ask {
+    const ProtobufCServiceDescriptor *service; /* the method is bulk and its head a FetchHead */
+    const char *method;
+    const ProtobufCMessage *request; /* is copied */
+    uint64_t bytes;                  /* that must come */
+};
+/* Never completes inline. */
 int peers_fetch(struct fetch **out, struct peers *p, const char *node, const char *address,
-                const Strata__V1__FetchRequest *req, uint64_t timeout_ns, const struct fetch_ops *ops,
-                void *arg, struct err *e) ST_CHECK;
+                const struct fetch_ask *ask, uint64_t timeout_ns, const struct fetch_ops *ops, void *arg,
+                struct err *e) ST_CHECK;
 void fetch_resume(struct fetch *f);
 void fetch_cancel(struct fetch *f); /* no upcall follows; f is gone */
 

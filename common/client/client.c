@@ -10,36 +10,11 @@
 
 #include "common/base/fs.h"
 #include "common/base/str.h"
+#include "common/client/client_priv.h"
 #include "common/conf/conf.h"
 #include "common/rpc/rpc.h"
 
 #define CONNECT_NS (10 * NS_PER_S)
-
-struct settings {
-    char *coordinator, *trust_domain;
-};
-
-struct strata_client {
-    struct event_base *base;
-    struct event *wake, *timer;
-    int wake_fd;
-    struct tls_ctx *tls;
-    struct quic_addr to;
-    struct quic_udp *udp;
-    struct quic_ep *ep;
-    struct rpc_session *session;
-    struct settings *settings;
-    struct log log;
-    bool up, closed, interrupted, timed_out;
-    struct quic_close why;
-    /* the call in progress */
-    struct rpc_call *call;
-    bool done, stopped;
-    struct rpc_status st;
-    ProtobufCMessage *reply;
-    int (*on_message)(const ProtobufCMessage *, void *);
-    void *arg;
-};
 
 static const cyaml_schema_field_t fields[] = {
     CYAML_FIELD_STRING_PTR("coordinator", CYAML_FLAG_POINTER, struct settings, coordinator, 1, 256),
@@ -171,7 +146,7 @@ static int connect_now(struct strata_client *c, uint64_t timeout_ns, struct err 
                       c->settings->coordinator);
 }
 
-static void export_error(struct strata_error *out, const struct err *e)
+void client_export_error(struct strata_error *out, const struct err *e)
 {
     if (!out)
         return;
@@ -206,7 +181,7 @@ int strata_client_open(struct strata_client **out, const char *dir, uint64_t tim
             rc = connect_now(c, timeout_ns ? timeout_ns : CONNECT_NS, &e);
     }
     if (rc < 0) {
-        export_error(se, &e);
+        client_export_error(se, &e);
         strata_client_close(c);
         return rc;
     }
@@ -242,7 +217,7 @@ void strata_client_interrupt(struct strata_client *c)
 /* ---- calls ---- */
 
 /* The message is only lent: an answer is kept by packing and unpacking it, which no other API offers. */
-static ProtobufCMessage *duplicate(const ProtobufCMessage *m)
+ProtobufCMessage *client_duplicate(const ProtobufCMessage *m)
 {
     size_t n = protobuf_c_message_get_packed_size(m);
     uint8_t *p = malloc(n ? n : 1);
@@ -264,7 +239,7 @@ static void on_msg(struct rpc_call *call, const ProtobufCMessage *msg, void *arg
             rpc_cancel(call);
         }
     } else if (!c->reply) {
-        c->reply = duplicate(msg);
+        c->reply = client_duplicate(msg);
     }
 }
 
@@ -327,7 +302,7 @@ int strata_client_call(struct strata_client *c, const ProtobufCServiceDescriptor
     if (rc < 0) {
         if (c->reply)
             protobuf_c_message_free_unpacked(c->reply, NULL);
-        export_error(se, &e);
+        client_export_error(se, &e);
         return rc;
     }
     *resp = c->reply;
@@ -344,7 +319,7 @@ int strata_client_stream(struct strata_client *c, const ProtobufCServiceDescript
     c->arg = arg;
     int rc = run_call(c, svc, method, RPC_SERVER_STREAM, req, timeout_ns, NULL, &e);
     if (rc < 0)
-        export_error(se, &e);
+        client_export_error(se, &e);
     return rc;
 }
 

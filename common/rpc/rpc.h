@@ -51,6 +51,9 @@ struct rpc_table; /* immutable after rpc_table_new; checked against the service 
 int rpc_table_new(struct rpc_table **out, const ProtobufCServiceDescriptor *const *services, size_t nservices,
                   const struct rpc_method *methods, size_t nmethods, void *arg, struct err *e) ST_CHECK;
 void rpc_table_free(struct rpc_table *t);
+/* Serves what `more` does as well, with its own arg. Before t is used; t owns it from now on. ST_EINVAL when
+ * both serve one method, and then `more` stays the caller's. */
+int rpc_table_join(struct rpc_table *t, struct rpc_table *more, struct err *e) ST_CHECK;
 
 /* Facts of an inbound call. */
 const struct tls_identity *rpc_peer(const struct rpc_call *call);

@@ -19,8 +19,11 @@ struct rpc_table {
     struct rpc_method *methods;
     size_t n;
     void *arg;
+    struct rpc_table *more;
 };
-const struct rpc_entry *rpc_table_find(const struct rpc_table *t, const char *service, const char *method);
+/* *arg is that of the table it is in. */
+const struct rpc_entry *rpc_table_find(const struct rpc_table *t, const char *service, const char *method,
+                                       void **arg);
 
 struct rpc_session {
     struct rpc_cfg cfg;
@@ -57,6 +60,7 @@ struct rpc_call {
     char name[96];
     /* inbound */
     const struct rpc_entry *entry;
+    void *entry_arg;
     char request_id[80];
     void (*cancel_fn)(struct rpc_call *, void *);
     void *cancel_arg;

@@ -158,7 +158,7 @@ static int take_header(struct rpc_call *c, const struct frame *f)
         return ST_EPROTO;
     c->got_header = true;
     bool id_ok = printable(h->request_id) && str_copy(c->request_id, sizeof c->request_id, h->request_id);
-    c->entry = rpc_table_find(c->s->cfg.table, h->service, h->method);
+    c->entry = rpc_table_find(c->s->cfg.table, h->service, h->method, &c->entry_arg);
     if (c->entry) {
         const char *dot = strrchr(h->service, '.');
         snprintf(c->name, sizeof c->name, "%s.%s", dot ? dot + 1 : h->service, h->method);
@@ -190,7 +190,7 @@ static int take_request(struct rpc_call *c, const struct frame *f)
         finish(c, 3, "MALFORMED", "the request is no valid message, or too large when decoded");
         return ST_OK;
     }
-    c->entry->m->handler(c, req, c->s->cfg.table->arg);
+    c->entry->m->handler(c, req, c->entry_arg);
     rpc_msg_free(req);
     return ST_OK;
 }

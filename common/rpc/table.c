@@ -24,9 +24,10 @@ static const ProtobufCMethodDescriptor *declared(const ProtobufCServiceDescripto
 static int check_all_served(const ProtobufCServiceDescriptor *const *services, size_t n,
                             const struct rpc_table *t, struct err *e)
 {
+    void *arg;
     for (size_t i = 0; i < n; i++)
         for (unsigned k = 0; k < services[i]->n_methods; k++)
-            if (!rpc_table_find(t, services[i]->name, services[i]->methods[k].name))
+            if (!rpc_table_find(t, services[i]->name, services[i]->methods[k].name, &arg))
                 return err_set(e, ST_EINVAL, "%s.%s is declared and has no handler", services[i]->name,
                                services[i]->methods[k].name);
     return ST_OK;
@@ -72,14 +73,34 @@ void rpc_table_free(struct rpc_table *t)
 {
     if (!t)
         return;
+    rpc_table_free(t->more);
     free(t->v);
     free(t->methods);
     free(t);
 }
 
-const struct rpc_entry *rpc_table_find(const struct rpc_table *t, const char *service, const char *method)
+const struct rpc_entry *rpc_table_find(const struct rpc_table *t, const char *service, const char *method,
+                                       void **arg)
 {
     const struct rpc_method key = {.service = service, .method = method};
-    const struct rpc_entry k = {.m = &key};
-    return t && t->n ? bsearch(&k, t->v, t->n, sizeof *t->v, compare) : NULL;
+    const struct rpc_entry k = {.m = &key}, *found = NULL;
+    for (; t && !found; t = t->more) {
+        found = t->n ? bsearch(&k, t->v, t->n, sizeof *t->v, compare) : NULL;
+        if (found)
+            *arg = t->arg;
+    }
+    return found;
+}
+
+int rpc_table_join(struct rpc_table *t, struct rpc_table *more, struct err *e)
+{
+    void *arg;
+    for (const struct rpc_table *m = more; m; m = m->more)
+        for (size_t i = 0; i < m->n; i++)
+            if (rpc_table_find(t, m->v[i].m->service, m->v[i].m->method, &arg))
+                return err_set(e, ST_EINVAL, "%s.%s is served twice", m->v[i].m->service, m->v[i].m->method);
+    while (t->more)
+        t = t->more;
+    t->more = more;
+    return ST_OK;
 }

@@ -84,6 +84,43 @@ static void on_heartbeat(struct rpc_call *call, const ProtobufCMessage *msg, voi
     rpc_reply(call, &r.base);
 }
 
+static void on_report(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)
+{
+    struct world *w = arg;
+    const Strata__V1__SessionReport *q = (const Strata__V1__SessionReport *)msg;
+    struct world_node *n = node_of(w, rpc_peer(call)->name);
+    Strata__V1__SessionReportReply r = STRATA__V1__SESSION_REPORT_REPLY__INIT;
+    Strata__V1__SessionEnd end = STRATA__V1__SESSION_END__INIT, *ends = &end;
+    if (w->mute) {
+        rpc_finish(call, 14, "MUTE", "not now");
+        return;
+    }
+    n->held = (unsigned)q->n_held;
+    n->held_bytes = 0;
+    for (size_t i = 0; i < q->n_held; i++)
+        n->held_bytes += q->held[i]->used_bytes;
+    for (size_t i = 0; i < q->n_ended; i++) {
+        n->ended++;
+        str_copy(n->ended_reason, sizeof n->ended_reason, q->ended[i]->reason);
+    }
+    for (size_t i = 0; i < q->n_events; i++) {
+        struct audit_event e;
+        assert_int_equal(event_decode(q->events[i].data, q->events[i].len, &e), ST_OK);
+        if (w->on_event)
+            w->on_event(&e, w->event_arg);
+    }
+    if (w->end_session) {
+        end.session = (char *)w->end_session;
+        end.reason = (char *)"KILLED";
+        end.expires_us = clock_wall_us(clock_system()) + 60000000;
+        r.end = &ends;
+        r.n_end = 1;
+        w->end_session = NULL;
+    }
+    n->reports++;
+    rpc_reply(call, &r.base);
+}
+
 static void on_unused(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)
 {
     (void)msg;
@@ -141,8 +178,15 @@ static void open_coordinator(struct world *w, struct err *ep)
         {"strata.v1.Nodes", "Heartbeat", RPC_UNARY, on_heartbeat},
         {"strata.v1.Nodes", "List", RPC_UNARY, on_unused},
         {"strata.v1.Nodes", "Status", RPC_UNARY, on_unused},
+        {"strata.v1.Sessions", "Open", RPC_UNARY, on_unused},
+        {"strata.v1.Sessions", "Renew", RPC_UNARY, on_unused},
+        {"strata.v1.Sessions", "Close", RPC_UNARY, on_unused},
+        {"strata.v1.Sessions", "Kill", RPC_UNARY, on_unused},
+        {"strata.v1.Sessions", "List", RPC_UNARY, on_unused},
+        {"strata.v1.Sessions", "Report", RPC_UNARY, on_report},
     };
-    const ProtobufCServiceDescriptor *const services[] = {&strata__v1__nodes__descriptor};
+    const ProtobufCServiceDescriptor *const services[] = {&strata__v1__nodes__descriptor,
+                                                          &strata__v1__sessions__descriptor};
     char ca[128], crt[128], key[128];
     struct err e;
     (void)ep;
@@ -151,7 +195,7 @@ static void open_coordinator(struct world *w, struct err *ep)
     snprintf(key, sizeof key, "%s/coordinator.key", w->dir);
     const struct tls_cfg tls = {.ca_file = ca, .cert_file = crt, .key_file = key, .trust_domain = "lab"};
     OK(tls_ctx_new(&w->tls, &tls, clock_system(), &e));
-    OK(rpc_table_new(&w->table, services, 1, methods, 4, w, &e));
+    OK(rpc_table_new(&w->table, services, 2, methods, sizeof methods / sizeof *methods, w, &e));
     struct quic_ep_cfg cfg = {.clock = clock_system(),
                               .rng = rng_system(),
                               .log = &w->log,
@@ -177,6 +221,23 @@ static void issue(struct world *w, struct tls_ca *ca, enum tls_kind kind, const 
     snprintf(crt, sizeof crt, "%s/%s.crt", dir, file);
     snprintf(key, sizeof key, "%s/%s.key", dir, file);
     OK(tls_ca_issue(ca, &what, crt, key, &e));
+}
+
+struct tls_ctx *world_user(struct world *w, const char *name)
+{
+    char ca_file[128], crt[160], key[160];
+    struct tls_ca *ca;
+    struct tls_ctx *t;
+    struct err e;
+    OK(tls_ca_load(&ca, w->dir, &e));
+    issue(w, ca, TLS_USER, name, w->dir, name);
+    tls_ca_free(ca);
+    snprintf(ca_file, sizeof ca_file, "%s/ca.crt", w->dir);
+    snprintf(crt, sizeof crt, "%s/%s.crt", w->dir, name);
+    snprintf(key, sizeof key, "%s/%s.key", w->dir, name);
+    const struct tls_cfg cfg = {.ca_file = ca_file, .cert_file = crt, .key_file = key, .trust_domain = "lab"};
+    OK(tls_ctx_new(&t, &cfg, clock_system(), &e));
+    return t;
 }
 
 /* ---- agents ---- */

@@ -10,9 +10,11 @@
 #include <stdint.h>
 
 #include "agent/agent.h"
+#include "common/event/event.h"
 #include "common/rpc/rpc.h"
 #include "common/ticket/ticket.h"
 #include "strata/v1/layers.pb-c.h"
+#include "strata/v1/sessions.pb-c.h"
 
 #define WORLD_NODES 2
 
@@ -26,6 +28,10 @@ struct world_node {
     char peer_address[128];
     unsigned hellos, heartbeats, residents;
     bool has_model;
+    /* Sessions.Report */
+    unsigned reports, held, ended;
+    uint64_t held_bytes;
+    char ended_reason[40]; /* of the last one */
 };
 
 struct world {
@@ -38,6 +44,10 @@ struct world {
     struct quic_ep *ep;
     struct rpc_table *table;
     struct world_node node[WORLD_NODES];
+    bool mute;               /* reports are refused */
+    const char *end_session; /* the next report is answered with this one to end */
+    void (*on_event)(const struct audit_event *e, void *arg);
+    void *event_arg;
     const char *drop_job; /* the next Hello is told to drop this job's layers */
     Strata__V1__InspectReply *model_info;
 };
@@ -56,6 +66,8 @@ struct result {
 
 void world_open(struct world *w);
 void world_close(struct world *w);
+/* A certificate of user/NAME into the world's directory: NAME.crt, NAME.key; then settings made of it. */
+struct tls_ctx *world_user(struct world *w, const char *name);
 
 /* Turns the loop once; fails the test when `since` was too long ago. */
 void world_turn(struct world *w, uint64_t since_ns);

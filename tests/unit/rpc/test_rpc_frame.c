@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "common/rpc/rpc_priv.h"
+#include "strata/v1/audit.pb-c.h"
 #include "strata/v1/jobs.pb-c.h"
 #include "strata/v1/plans.pb-c.h"
 #include "strata/v1/rpc.pb-c.h"
@@ -237,12 +238,41 @@ static void test_table(void **state)
             assert_null(tab);
             continue;
         }
-        assert_string_equal(rpc_table_find(tab, PLANS, "Show")->m->method, "Show");
-        assert_null(rpc_table_find(tab, PLANS, "show"));
-        assert_null(rpc_table_find(tab, "", ""));
+        void *arg = &tab;
+        assert_string_equal(rpc_table_find(tab, PLANS, "Show", &arg)->m->method, "Show");
+        assert_null(arg);
+        assert_null(rpc_table_find(tab, PLANS, "show", &arg));
+        assert_null(rpc_table_find(tab, "", "", &arg));
         rpc_table_free(tab);
     }
-    assert_null(rpc_table_find(NULL, PLANS, "Show"));
+    assert_null(rpc_table_find(NULL, PLANS, "Show", &(void *){NULL}));
+}
+
+/* Two tables on one connection: each handler gets the arg of its own; what is served twice is refused. */
+static void test_join(void **state)
+{
+    static const ProtobufCServiceDescriptor *const plans[] = {&strata__v1__plans__descriptor},
+                                                   *const audit[] = {&strata__v1__audit__descriptor};
+    static const struct rpc_method p[] = {{PLANS, "Cluster", 0, handler}, {PLANS, "Show", 0, handler}},
+                                   q[] = {{"strata.v1.Audit", "Query", 0, handler},
+                                          {"strata.v1.Audit", "Tail", RPC_SERVER_STREAM, handler}};
+    struct rpc_table *a, *b, *c;
+    struct err e = {0};
+    int one, two;
+    void *arg = NULL;
+    (void)state;
+    assert_int_equal(rpc_table_new(&a, plans, 1, p, 2, &one, &e), ST_OK);
+    assert_int_equal(rpc_table_new(&b, audit, 1, q, 2, &two, &e), ST_OK);
+    assert_int_equal(rpc_table_new(&c, plans, 1, p, 2, &two, &e), ST_OK);
+    assert_int_equal(rpc_table_join(a, b, &e), ST_OK);
+    assert_non_null(rpc_table_find(a, "strata.v1.Audit", "Tail", &arg));
+    assert_ptr_equal(arg, &two);
+    assert_non_null(rpc_table_find(a, PLANS, "Show", &arg));
+    assert_ptr_equal(arg, &one);
+    assert_int_equal(rpc_table_join(a, c, &e), ST_EINVAL);
+    assert_non_null(strstr(e.text, "served twice"));
+    rpc_table_free(c);
+    rpc_table_free(a);
 }
 
 int main(void)
@@ -251,7 +281,7 @@ int main(void)
         cmocka_unit_test(test_split),  cmocka_unit_test(test_truncated),
         cmocka_unit_test(test_bounds), cmocka_unit_test(test_no_allocation),
         cmocka_unit_test(test_pack),   cmocka_unit_test(test_amplification),
-        cmocka_unit_test(test_table),
+        cmocka_unit_test(test_table),  cmocka_unit_test(test_join),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

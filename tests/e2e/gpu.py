@@ -1,0 +1,86 @@
+#!/usr/bin/env python3
+"""Device sessions from the command line over real processes: a session outlives the command that began it, bytes go
+in, across nodes and out again, the coordinator's books follow, and every end frees.
+
+usage: gpu.py BIN-DIR
+"""
+import json, os, stat
+
+from harness import *
+
+
+def gpu(*argv, **kw):
+    return strata("gpu", *argv, **kw)
+
+
+def used():
+    return {s["node"]: s["used_bytes"] for s in strata("session", "list")["sessions"] if s["state"] == "active"}
+
+
+def copies(size):
+    path, back = f"{work}/bytes", f"{work}/back"
+    with open(path, "wb") as f:
+        f.write(os.urandom(size))
+    a = gpu("alloc", "n1/cpu:0", str(size), "--limit", "64MiB")
+    check(a["handle"].startswith("n1/") and a["bytes"] == size, "gpu alloc prints a handle of its node")
+    kept = f"{work}/c/admin/sessions/n1"
+    check(stat.S_IMODE(os.stat(kept).st_mode) == 0o600, "the kept ticket is private")
+    put = gpu("put", a["handle"], path)
+    check(len(put["sha256"]) == 64, "gpu put names the digest that the device confirmed")
+    b = gpu("alloc", "n2/cpu:0", str(size), "--limit", "64MiB")
+    gpu("copy", a["handle"], b["handle"])
+    got = gpu("get", b["handle"], back)
+    check(got["sha256"] == put["sha256"] and open(path, "rb").read() == open(back, "rb").read(),
+          "what went to n1, and from there to n2, comes back the same")
+    s = gpu("stat", "n1")
+    check(s["used_bytes"] == size and [x["handle"] for x in s["buffers"]] == [a["handle"]], "gpu stat shows what is held")
+    until("the coordinator knows", lambda: used() == {"n1": size, "n2": size})
+    return a["handle"], b["handle"]
+
+
+def refusals(a, b):
+    p = gpu("alloc", "n1/cpu:0", "128MiB", want=8, parse=False)
+    check(b"QUOTA_EXCEEDED" in p.stdout + p.stderr, "more than the ticket's limit is refused with exit 8")
+    check(gpu("get", "n1/" + "0" * 32, f"{work}/x", want=3, parse=False).returncode == 3, "an unknown handle is exit 3")
+    p = gpu("put", "n1/" + b.split("/")[1], f"{work}/bytes", want=3, parse=False)
+    check(b"NO_HANDLE" in p.stdout + p.stderr, "the handle of another node's session is none here")
+    check(gpu("put", "nonsense", f"{work}/bytes", want=2, parse=False).returncode == 2, "no handle at all is exit 2")
+    check(gpu("stat", "n9", want=3, parse=False).returncode == 3, "no session is exit 3")
+
+
+def ends(a, b, size):
+    gpu("free", a)
+    until("its bytes are free", lambda: used().get("n1") == 0)
+    check(gpu("stat", "n1")["buffers"] == [], "gpu free gives a handle back and keeps the session")
+    check(gpu("free", "n1")["freed_bytes"] == 0 and not os.path.exists(f"{work}/c/admin/sessions/n1"),
+          "gpu free NODE ends the session")
+    session = gpu("stat", "n2")["session"]
+    strata("session", "kill", session)
+    p = gpu("stat", "n2", want=3, parse=False)
+    check(b"NO_SESSION" in p.stdout + p.stderr, "a killed session is over, and the command says what to do")
+    until("no session is left", lambda: not used())
+    gpu("free", gpu("alloc", "n2/cpu:0", str(size))["handle"])
+    check(gpu("free", "n2")["freed_bytes"] == 0, "and another one can begin")
+
+
+def trail():
+    rows = [json.loads(x) for x in strata("audit", "query", "--type", "*", "--limit", "1000", parse=False).stdout.splitlines()]
+    types = {r["type"] for r in rows if r.get("principal") == "user/admin"}
+    need = {"security.session_opened", "security.session_closed", "security.ticket_issued", "memory.allocate",
+            "memory.copy_to_device", "memory.copy_from_device", "memory.copy_device_to_device", "memory.deallocate",
+            "security.quota_exceeded"}
+    check(need <= types, f"the trail has what was done ({sorted(need - types)} missing)")
+
+
+def main():
+    size = 24 * (1 << 20) + 12345
+    start_cluster(write_cluster(2))
+    a, b = copies(size)
+    refusals(a, b)
+    ends(a, b, size)
+    until("the agents' events are in the trail", lambda: b"memory.deallocate" in strata(
+        "audit", "query", "--type", "memory.*", parse=False).stdout)
+    trail()
+
+
+run(main)
