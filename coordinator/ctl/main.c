@@ -48,6 +48,10 @@ static int plan_show_cmd(struct ctl *c, int argc, char **argv)
 {
     return plan_command(c, argc, argv, "strata plan show", ctl_plan_show);
 }
+static int plan_replan_cmd(struct ctl *c, int argc, char **argv)
+{
+    return plan_command(c, argc, argv, "strata plan replan", ctl_plan_replan);
+}
 
 static const struct command {
     const char *room, *verb; /* verb NULL: the command is one word */
@@ -69,6 +73,7 @@ static const struct command {
     {"model", "inspect", ctl_model_inspect, "the layers of a model file and what each costs"},
     {"model", "synth", ctl_model_synth, "write a model file with seeded weights"},
     {"plan", "solve", plan_solve_cmd, "plan a model on a described cluster"},
+    {"plan", "replan", plan_replan_cmd, "change a plan with the fewest bytes moved"},
     {"plan", "check", plan_check_cmd, "recompute every figure of a plan"},
     {"plan", "show", plan_show_cmd, "a plan as a table"},
     {"job", "submit", ctl_job_submit, "plan, place and load a model"},
