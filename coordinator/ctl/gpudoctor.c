@@ -75,7 +75,7 @@ int ctl_gpu_doctor(struct ctl *c, int argc, char **argv)
     static const char *const columns[] = {"", "SUBJECT", "FINDING", "WHAT TO DO"};
     struct err e = {0};
     pid_t pid;
-    int from, status = 0, problems = 0;
+    int from = -1, status = 0, problems = 0;
     if ((argc = ctl_parse(argc, argv, NULL, 0)) != 0)
         return argc < 0 ? 2 : ctl_usage("strata gpu doctor takes no arguments");
     char *text = malloc(ANSWER_BYTES), *save = NULL;
