@@ -103,6 +103,8 @@ static void heartbeat_message(struct rpc_call *call, const ProtobufCMessage *msg
     const Strata__V1__HeartbeatReply *r = (const Strata__V1__HeartbeatReply *)msg;
     if (r->epoch != c->epoch)
         LOG_W(c->cfg.log, "control", "heartbeat epoch=%" PRIu64 " expected=%" PRIu64, r->epoch, c->epoch);
+    else
+        c->ops->on_heartbeat(r, c->arg);
 }
 
 static const struct rpc_call_ops heartbeat_ops = {.on_message = heartbeat_message, .on_done = heartbeat_done};

@@ -17,6 +17,7 @@ struct control_ops {
     void (*fill_hello)(Strata__V1__HelloRequest *req, void *arg);
     void (*fill_heartbeat)(Strata__V1__HeartbeatRequest *req, void *arg);
     void (*on_registered)(const Strata__V1__HelloReply *reply, void *arg);
+    void (*on_heartbeat)(const Strata__V1__HeartbeatReply *reply, void *arg);
     void (*on_lost)(const char *why, void *arg); /* was registered, is no longer; dialling goes on */
     void (*on_moved)(bool ok, void *arg);        /* how control_move() ended; may be NULL */
 };

@@ -58,6 +58,7 @@ double bench_median(double *v, size_t n);
 int bench_print(const struct bench_run *run, const char *area, bool json);
 
 int bench_rpc(struct bench_run *run, struct err *e) ST_CHECK;
+int bench_audit(struct bench_run *run, struct err *e) ST_CHECK;
 int bench_tls(struct bench_run *run, struct err *e) ST_CHECK;
 
 #endif

@@ -10,6 +10,7 @@ static const struct {
     int (*run)(struct bench_run *, struct err *);
 } areas[] = {
     {"rpc", bench_rpc},
+    {"audit", bench_audit},
     {"tls", bench_tls},
 };
 

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "common/base/fs.h"
+#include "common/base/map.h"
 #include "common/base/str.h"
 #include "common/ticket/ticket.h"
 #include "coordinator/api/trust.h"
@@ -99,6 +100,42 @@ static int take_epoch(void *arg, const struct store_node *n)
     return 0;
 }
 
+static int take_spool(void *arg, const struct store_node *n)
+{
+    struct err e;
+    return api_spool_load(arg, n->id, &e);
+}
+
+/* audit.db with what the configuration says of it; its key is made at the first start. */
+static int open_audit(struct coord *c, struct err *e)
+{
+    char key[1024];
+    if (fs_join(c->audit_path, sizeof c->audit_path, c->cfg.state_dir, "audit.db") < 0 ||
+        fs_join(key, sizeof key, c->cfg.state_dir, "audit.key") < 0)
+        return err_set(e, ST_ELIMIT, "path too long: %s", c->cfg.state_dir);
+    int rc = audit_key_open(&c->audit_key, key, e);
+    if (rc < 0)
+        return rc;
+    const struct config_audit *a = &c->cfg.audit;
+    return audit_open(&c->audit,
+                      &(struct audit_config){.path = c->audit_path,
+                                             .flush_ns = a->flush_ns,
+                                             .flush_rows = a->flush_rows,
+                                             .ring_rows = a->ring_rows,
+                                             .checkpoint_ns = a->checkpoint_ns,
+                                             .segment_rows = a->segment_rows,
+                                             .segment_us = (int64_t)(a->segment_ns / NS_PER_US),
+                                             .hot_segments = a->hot_segments,
+                                             .keep_us = (int64_t)(a->keep_ns / NS_PER_US),
+                                             .echo_fd = a->echo ? STDERR_FILENO : -1,
+                                             .lines_path = a->lines,
+                                             .syslog = a->syslog,
+                                             .signer = audit_key_signer(c->audit_key),
+                                             .clock = c->clock,
+                                             .log = &c->log},
+                      c->store, e);
+}
+
 static int open_stores(struct coord *c, struct err *e)
 {
     char state[1024];
@@ -106,21 +143,16 @@ static int open_stores(struct coord *c, struct err *e)
     int rc = fs_mkdirs(c->cfg.state_dir, 0750, e);
     if (rc < 0)
         return rc;
-    if (fs_join(state, sizeof state, c->cfg.state_dir, "state.db") < 0 ||
-        fs_join(c->audit_path, sizeof c->audit_path, c->cfg.state_dir, "audit.db") < 0)
+    if (fs_join(state, sizeof state, c->cfg.state_dir, "state.db") < 0)
         return err_set(e, ST_ELIMIT, "path too long: %s", c->cfg.state_dir);
     if ((rc = store_open(&c->store, &(struct store_config){.path = state, .log = &c->log}, e)) < 0 ||
-        (rc = audit_open(&c->audit,
-                         &(struct audit_config){.path = c->audit_path,
-                                                .clock = c->clock,
-                                                .log = &c->log,
-                                                .echo_fd = c->cfg.audit_echo ? STDERR_FILENO : -1},
-                         c->store, e)) < 0 ||
-        (rc = store_load_policies(c->store, take_policy, c, e)) < 0 ||
+        (rc = open_audit(c, e)) < 0 || (rc = store_load_policies(c->store, take_policy, c, e)) < 0 ||
         (rc = store_load_nodes(c->store, take_epoch, &epoch, e)) < 0)
         return rc;
     if ((rc = topo_new(&c->topo, c->cfg.suspect_ns, c->cfg.lost_ns, epoch)) < 0)
         return err_set(e, rc, "no memory for the registry");
+    if ((rc = store_load_nodes(c->store, take_spool, c, e)) < 0)
+        return rc;
     return store_load_nodes(c->store, take_node, c, e);
 }
 
@@ -201,7 +233,8 @@ static int start(struct coord *c, struct err *e)
 {
     int rc;
     if (!(c->base = event_base_new()) || port_new(&c->port) < 0 || access_set_new(&c->access, c->rng) < 0 ||
-        quota_new(&c->quota, c->rng) < 0 || dsessions_init(c) < 0 || offload_new(&c->offload, c->port) < 0)
+        quota_new(&c->quota, c->rng) < 0 || map_new(&c->spools, c->rng) < 0 || dsessions_init(c) < 0 ||
+        offload_new(&c->offload, c->port) < 0)
         return err_set(e, ST_ERESOURCE,
                        "cannot make the event loop: out of memory, threads or file descriptors");
     if ((rc = trust_new(c, e)) < 0 || (rc = open_stores(c, e)) < 0 || (rc = trust_load(c->trust, e)) < 0 ||
@@ -226,10 +259,13 @@ static void stop(struct coord *c)
         quic_udp_free(c->udp, 0, "the coordinator stops");
     c->stopping = true;
     offload_free(c->offload);
+    audit_reader_close(c->audit_reader);
     audit_close(c->audit);
+    audit_key_free(c->audit_key);
     store_close(c->store);
     if (c->port)
         port_drain(c->port);
+    api_spool_free(c);
     jobs_free(c->jobs);
     rpc_table_free(c->table);
     topo_free(c->topo);

@@ -13,6 +13,7 @@
 #include "strata/v1/plans.pb-c.h"
 #include "strata/v1/policies.pb-c.h"
 #include "strata/v1/sessions.pb-c.h"
+#include "strata/v1/spool.pb-c.h"
 
 static const struct rpc_method methods[] = {
     {"strata.v1.Nodes", "Hello", RPC_UNARY, api_nodes_hello},
@@ -41,6 +42,7 @@ static const struct rpc_method methods[] = {
     {"strata.v1.Sessions", "Report", RPC_UNARY, api_sessions_report},
     {"strata.v1.Audit", "Query", RPC_UNARY, api_audit_query},
     {"strata.v1.Audit", "Tail", RPC_SERVER_STREAM, api_audit_tail},
+    {"strata.v1.Spool", "Push", RPC_UNARY, api_spool_push},
 };
 
 int api_table_new(struct coord *c, struct err *e)
@@ -48,7 +50,7 @@ int api_table_new(struct coord *c, struct err *e)
     const ProtobufCServiceDescriptor *const services[] = {
         &strata__v1__nodes__descriptor, &strata__v1__jobs__descriptor,     &strata__v1__plans__descriptor,
         &strata__v1__audit__descriptor, &strata__v1__policies__descriptor, &strata__v1__sessions__descriptor,
-        &strata__v1__certs__descriptor};
+        &strata__v1__spool__descriptor, &strata__v1__certs__descriptor};
     const size_t n = sizeof methods / sizeof *methods;
     struct rpc_method *all = malloc((n + trust_methods_n) * sizeof *all);
     if (!all)

@@ -39,8 +39,11 @@ struct coord {
     struct audit *audit;
     struct trust *trust;
     struct jobs *jobs;
-    struct access_set *access; /* policies */
-    struct quota *quota;       /* what principals hold: jobs and device sessions */
+    struct audit_key *audit_key;
+    struct audit_reader *audit_reader; /* the offload thread's, opened at the first query */
+    struct map *spools;                /* node → what was taken of its audit spool, owned */
+    struct access_set *access;         /* policies */
+    struct quota *quota;               /* what principals hold: jobs and device sessions */
     struct dsessions dsessions;
     struct policy policy_view;    /* of the latest api_policy() */
     struct policy_op *policy_ops; /* changes of policies, one after the other */
@@ -77,6 +80,10 @@ void api_job_changed(void *ctx, const struct job *j);
 /* Ages leases; call it every quarter of a heartbeat. */
 void api_tick(struct coord *c);
 
+/* What was taken of a node's audit spool before; before store_start. */
+int api_spool_load(struct coord *c, const char *node, struct err *e) ST_CHECK;
+void api_spool_free(struct coord *c);
+
 /* ---- between the files of this room ---- */
 
 /* Is the caller allowed `perm`? If not the call is failed, the denial audited, and false comes back. */
@@ -109,6 +116,7 @@ void api_jobs_cancel(struct rpc_call *call, const ProtobufCMessage *req, void *a
 void api_jobs_verify(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_plans_cluster(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_plans_show(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_spool_push(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_policies_apply(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_policies_remove(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_policies_get(struct rpc_call *call, const ProtobufCMessage *req, void *arg);

@@ -222,7 +222,18 @@ void api_nodes_heartbeat(struct rpc_call *call, const ProtobufCMessage *req, voi
                                                     ? q->devices[i]->available_bytes
                                                     : n->devices[k].memory_bytes;
     Strata__V1__HeartbeatReply rep = STRATA__V1__HEARTBEAT_REPLY__INIT;
+    Strata__V1__AuditHead head = STRATA__V1__AUDIT_HEAD__INIT;
+    struct audit_stats st;
     rep.epoch = n->epoch;
+    audit_stats(c->audit, &st);
+    if (st.signed_head.size) {
+        head.size = st.signed_head.size;
+        head.time_us = st.signed_head.ts_us;
+        head.head = (ProtobufCBinaryData){sizeof st.signed_head.head, st.signed_head.head};
+        head.key_id = st.signed_head.key_id;
+        head.signature = (ProtobufCBinaryData){st.signed_head.sig_len, st.signed_head.sig};
+        rep.audit = &head;
+    }
     rpc_reply(call, &rep.base);
 }
 

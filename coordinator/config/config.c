@@ -40,7 +40,9 @@ struct raw_state {
     char *dir;
 };
 struct raw_audit {
-    bool echo;
+    bool echo, syslog;
+    char *lines, *flush, *checkpoint, *segment_age, *keep;
+    unsigned flush_rows, ring_rows, segment_rows, hot_segments;
 };
 struct raw {
     int version;
@@ -98,6 +100,16 @@ static const cyaml_schema_field_t lease_fields[] = {
 };
 static const cyaml_schema_field_t audit_fields[] = {
     CYAML_FIELD_BOOL("echo", CYAML_FLAG_OPTIONAL, struct raw_audit, echo),
+    CYAML_FIELD_BOOL("syslog", CYAML_FLAG_OPTIONAL, struct raw_audit, syslog),
+    STR("lines", struct raw_audit, lines, CYAML_FLAG_OPTIONAL),
+    STR("flush", struct raw_audit, flush, CYAML_FLAG_OPTIONAL),
+    STR("checkpoint", struct raw_audit, checkpoint, CYAML_FLAG_OPTIONAL),
+    STR("segment_age", struct raw_audit, segment_age, CYAML_FLAG_OPTIONAL),
+    STR("keep", struct raw_audit, keep, CYAML_FLAG_OPTIONAL),
+    CYAML_FIELD_UINT("flush_rows", CYAML_FLAG_OPTIONAL, struct raw_audit, flush_rows),
+    CYAML_FIELD_UINT("ring_rows", CYAML_FLAG_OPTIONAL, struct raw_audit, ring_rows),
+    CYAML_FIELD_UINT("segment_rows", CYAML_FLAG_OPTIONAL, struct raw_audit, segment_rows),
+    CYAML_FIELD_UINT("hot_segments", CYAML_FLAG_OPTIONAL, struct raw_audit, hot_segments),
     CYAML_FIELD_END,
 };
 static const cyaml_schema_field_t default_fields[] = {
@@ -185,6 +197,45 @@ static int take_links(struct coord_config *c, const struct raw *r, const char *p
             return err_set(e, ST_ENOMEM, "no memory for the links of %s", path);
     }
     return ST_OK;
+}
+
+static int long_duration(const char *word, const char *key, const char *path, uint64_t *out, struct err *e)
+{
+    if (word && (parse_duration_ns(word, out) < 0 || *out < 60 * NS_PER_S))
+        return err_set(e, ST_ECONFIG,
+                       "%s: %s: '%s' is no duration of a minute or more; write it as 24h or 90d", path, key,
+                       word);
+    return ST_OK;
+}
+
+static int in_range(unsigned v, unsigned lo, unsigned hi, const char *key, const char *path, struct err *e)
+{
+    if (v && (v < lo || v > hi))
+        return err_set(e, ST_ECONFIG, "%s: %s: %u is not between %u and %u", path, key, v, lo, hi);
+    return ST_OK;
+}
+
+static int take_audit(struct config_audit *a, const struct raw_audit *r, const char *path, struct err *e)
+{
+    int rc;
+    if ((rc = duration(r->flush, "audit.flush", path, NS_PER_MS, &a->flush_ns, e)) < 0 ||
+        (rc = duration(r->checkpoint, "audit.checkpoint", path, 100 * NS_PER_MS, &a->checkpoint_ns, e)) < 0 ||
+        (rc = long_duration(r->segment_age, "audit.segment_age", path, &a->segment_ns, e)) < 0 ||
+        (rc = long_duration(r->keep, "audit.keep", path, &a->keep_ns, e)) < 0 ||
+        (rc = in_range(r->flush_rows, 1, 100000, "audit.flush_rows", path, e)) < 0 ||
+        (rc = in_range(r->ring_rows, 256, 1u << 22, "audit.ring_rows", path, e)) < 0 ||
+        (rc = in_range(r->segment_rows, 1000, 100000000, "audit.segment_rows", path, e)) < 0 ||
+        (rc = in_range(r->hot_segments, 1, 100, "audit.hot_segments", path, e)) < 0)
+        return rc;
+    a->echo = r->echo;
+    a->syslog = r->syslog;
+    a->flush_rows = r->flush_rows;
+    a->ring_rows = r->ring_rows;
+    a->segment_rows = r->segment_rows;
+    a->hot_segments = r->hot_segments;
+    a->lines = r->lines ? strdup(r->lines) : NULL;
+    return r->lines && !a->lines ? err_set(e, ST_ENOMEM, "no memory for the configuration of %s", path)
+                                 : ST_OK;
 }
 
 static bool any_address(const char *listen)
@@ -295,7 +346,8 @@ static int validate(struct coord_config *c, const struct raw *r, const char *pat
         return err_set(e, ST_ECONFIG, "%s: lease: need interval < suspect < dead", path);
     if (r->log && log_level_parse(r->log, &c->log_level) < 0)
         return err_set(e, ST_ECONFIG, "%s: log: '%s' is none of error, warn, info, debug", path, r->log);
-    c->audit_echo = r->audit && r->audit->echo;
+    if (r->audit && (rc = take_audit(&c->audit, r->audit, path, e)) < 0)
+        return rc;
     if (r->admin && !str_starts(r->admin, "user/"))
         return err_set(e, ST_ECONFIG, "%s: admin: '%s' is no user; write user/NAME", path, r->admin);
     c->listen = strdup(r->listen);
@@ -332,6 +384,7 @@ void coord_config_fini(struct coord_config *c)
     free(c->trust_domain);
     free(c->state_dir);
     free(c->admin);
+    free(c->audit.lines);
     for (unsigned i = 0; i < c->nlinks; i++) {
         free(c->links[i].from);
         free(c->links[i].to);

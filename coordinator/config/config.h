@@ -22,6 +22,14 @@ struct config_pin {
     char *sha256;
 };
 
+struct config_audit { /* zeros: the audit room's own defaults */
+    bool echo;        /* rows on the log too */
+    bool syslog;
+    char *lines; /* file of JSON lines; NULL = none */
+    uint64_t flush_ns, checkpoint_ns, segment_ns, keep_ns;
+    unsigned flush_rows, ring_rows, segment_rows, hot_segments;
+};
+
 struct coord_config {
     char *listen;  /* host:port of the control socket */
     char *tls_dir; /* holds ca.crt, coordinator.crt, coordinator.key */
@@ -29,7 +37,7 @@ struct coord_config {
     char *state_dir; /* state.db, audit.db, reset.key, ticket.key */
     char *admin;     /* principal of the first admin policy: "user/admin" */
     uint64_t suspect_ns, lost_ns, heartbeat_ns;
-    bool audit_echo; /* audit rows on the log too */
+    struct config_audit audit;
     enum log_level log_level;
     struct config_link *links; /* declared between nodes, until they are measured */
     unsigned nlinks;

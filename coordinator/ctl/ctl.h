@@ -101,5 +101,6 @@ int ctl_user_revoke(struct ctl *c, int argc, char **argv);
 int ctl_audit_tail(struct ctl *c, int argc, char **argv);
 int ctl_audit_query(struct ctl *c, int argc, char **argv);
 int ctl_audit_verify(struct ctl *c, int argc, char **argv);
+int ctl_audit_export(struct ctl *c, int argc, char **argv);
 
 #endif

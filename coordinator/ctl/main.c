@@ -48,6 +48,10 @@ static int plan_show_cmd(struct ctl *c, int argc, char **argv)
 {
     return plan_command(c, argc, argv, "strata plan show", ctl_plan_show);
 }
+static int plan_replan_cmd(struct ctl *c, int argc, char **argv)
+{
+    return plan_command(c, argc, argv, "strata plan replan", ctl_plan_replan);
+}
 
 static const struct command {
     const char *room, *verb; /* verb NULL: the command is one word */
@@ -78,6 +82,7 @@ static const struct command {
     {"model", "inspect", ctl_model_inspect, "the layers of a model file and what each costs"},
     {"model", "synth", ctl_model_synth, "write a model file with seeded weights"},
     {"plan", "solve", plan_solve_cmd, "plan a model on a described cluster"},
+    {"plan", "replan", plan_replan_cmd, "change a plan with the fewest bytes moved"},
     {"plan", "check", plan_check_cmd, "recompute every figure of a plan"},
     {"plan", "show", plan_show_cmd, "a plan as a table"},
     {"job", "submit", ctl_job_submit, "plan, place and load a model"},
@@ -101,7 +106,8 @@ static const struct command {
     {"user", "revoke", ctl_user_revoke, "take a user's rights away"},
     {"audit", "tail", ctl_audit_tail, "the latest audit rows; -f follows"},
     {"audit", "query", ctl_audit_query,
-     "audit rows by time, principal, type, node, device, job, severity, result"},
+     "audit rows by time, principal, type, node, device, job, session, severity, result, text"},
+    {"audit", "export", ctl_audit_export, "audit rows as JSON lines, CSV or an SQLite file"},
     {"audit", "verify", ctl_audit_verify, "check the hash chain of an audit file, offline"},
 };
 #define NCOMMANDS (sizeof commands / sizeof *commands)
