@@ -268,8 +268,10 @@ static void on_disconnected(const char *why, void *arg)
 
 static void on_moved(bool ok, void *arg)
 {
+    struct agent *a = arg;
     (void)ok;
-    identity_registered(((struct agent *)arg)->identity);
+    deliver_session(a->deliver, control_session(a->control));
+    identity_registered(a->identity);
 }
 
 static const struct control_ops control_ops = {
