@@ -10,6 +10,40 @@
 #define TLS "TLS 1.3 over TCP"
 #define TCP "TCP, no TLS"
 
+#define MEMCPY "memcpy, one core"
+#define HOST "the same on cpu:0"
+
+/* Transfers are named as nvbandwidth names them. "software" is a device that the CPU emulates: its figures
+ * say how much of memcpy our path leaves, and nothing about any card. */
+#define COPIES(dev, peer, size, aim, direct, staged, device)                                                 \
+    {"gpu", dev ".host_to_device.pinned." size, "GB/s", peer, aim, direct},                                  \
+        {"gpu", dev ".host_to_device.pageable." size, "GB/s", peer, aim, staged},                            \
+        {"gpu", dev ".device_to_host.pinned." size, "GB/s", peer, aim, direct},                              \
+        {"gpu", dev ".device_to_host.pageable." size, "GB/s", peer, aim, staged},                            \
+    {                                                                                                        \
+        "gpu", dev ".device_local_copy." size, "GB/s", peer, aim, device                                     \
+    }
+#define DEVICE(dev, peer, aim, direct, staged, device)                                                       \
+    COPIES(dev, peer, "1MB", AIM_NONE, 0, 0, 0), COPIES(dev, peer, "10MB", AIM_NONE, 0, 0, 0),               \
+        COPIES(dev, peer, "100MB", aim, direct, staged, device),                                             \
+        COPIES(dev, peer, "500MB", aim, direct, staged, device),                                             \
+        {"gpu", dev ".host_to_device_bidirectional", "GB/s", peer, AIM_NONE, 0},                             \
+        {"gpu", dev ".allocate_1MB.p50", "us", "mmap and touch", AIM_NONE, 0},                               \
+        {"gpu", dev ".synchronize.p50", "us", "none", AIM_NONE, 0},                                          \
+        {"gpu", dev ".kernel_round_trip.p50", "us", "none", AIM_NONE, 0},                                    \
+        {"gpu", dev ".completion_into_loop.p50", "us", "none", AIM_OURS_MAX, 50},                            \
+        {"gpu", dev ".monitor_read.p50", "us", "none", AIM_OURS_MAX, 0.1},                                   \
+        {"gpu", dev ".monitor_10Hz_effect", "GB/s", "without", AIM_RATIO_MIN, 0.99},                         \
+        {"gpu", dev ".memory_copy_rate", "GB/s", HOST, AIM_NONE, 0},                                         \
+        {"gpu", dev ".fma_f32_rate", "Gflop/s", HOST, AIM_NONE, 0},                                          \
+        {"gpu", dev ".checksum_rate", "GB/s", HOST, AIM_NONE, 0},                                            \
+        {"gpu", dev ".matvec_f32", "GB/s", HOST, AIM_NONE, 0},                                               \
+        {"gpu", dev ".matvec_f16", "GB/s", HOST, AIM_NONE, 0},                                               \
+        {"gpu", dev ".matvec_q8_0", "GB/s", HOST, AIM_NONE, 0},                                              \
+    {                                                                                                        \
+        "gpu", dev ".matvec_q4_0", "GB/s", HOST, AIM_NONE, 0                                                 \
+    }
+
 const struct bench_case bench_cases[] = {
     {"rpc", "call-64B-rtt-p50", "us", TLS, AIM_RATIO_MAX, 1.3},
     {"rpc", "call-64B-rtt-p50-tcp", "us", TCP, AIM_NONE, 0},
@@ -30,6 +64,9 @@ const struct bench_case bench_cases[] = {
     {"rpc", "memory-per-idle-connection-tcp", "kB", TCP, AIM_NONE, 0},
     {"rpc", "call-p99-under-bulk", "us", TLS, AIM_OURS_MAX, 1000},
     {"rpc", "call-p99-under-bulk-tcp", "us", TCP, AIM_NONE, 0},
+    DEVICE("software", MEMCPY, AIM_RATIO_MIN, 0.9, 0.55, 0.9),
+    DEVICE("vulkan", MEMCPY, AIM_NONE, 0, 0, 0),
+    DEVICE("cuda", MEMCPY, AIM_NONE, 0, 0, 0),
 };
 const size_t bench_cases_n = sizeof bench_cases / sizeof *bench_cases;
 
@@ -48,6 +85,36 @@ void bench_put(struct bench_run *run, const char *area, const char *name, double
     r->ours = ours;
     r->peer = peer;
     r->ran = true;
+}
+
+static int compare(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+void bench_put_series(struct bench_run *run, const char *area, const char *name, double *v, size_t n,
+                      double peer)
+{
+    struct bench_spread *s = &run->results[find(area, name)].spread;
+    double mid = bench_median(v, n), sum = 0;
+    bench_put(run, area, name, mid, peer);
+    double *dev = n ? malloc(n * sizeof *dev) : NULL;
+    if (!dev)
+        return;
+    for (size_t i = 0; i < n; i++) {
+        sum += v[i];
+        dev[i] = v[i] > mid ? v[i] - mid : mid - v[i];
+    }
+    *s = (struct bench_spread){.n = n,
+                               .min = v[0],
+                               .p50 = mid,
+                               .mean = sum / (double)n,
+                               .p90 = v[(n - 1) * 9 / 10],
+                               .p99 = v[(n - 1) * 99 / 100],
+                               .max = v[n - 1],
+                               .mad = bench_median(dev, n)};
+    free(dev);
 }
 
 void bench_skip(struct bench_run *run, const char *area, const char *name, const char *why)
@@ -82,12 +149,6 @@ void bench_aim_text(const struct bench_case *c, char out[48])
     out[0] = 0;
     if (c->aim != AIM_NONE)
         snprintf(out, 48, "%s %g", form[c->aim], c->bound);
-}
-
-static int compare(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
 }
 
 double bench_median(double *v, size_t n)

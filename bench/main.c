@@ -9,6 +9,7 @@ static const struct {
     const char *name;
     int (*run)(struct bench_run *, struct err *);
 } areas[] = {
+    {"gpu", bench_gpu},
     {"rpc", bench_rpc},
 };
 

@@ -183,6 +183,9 @@ void gpu_close(struct gpu *g)
     for (uint32_t i = 0; i < g->n; i++)
         if (g->v[i].mem)
             g->ops->free(g->dev, g->v[i].mem, g->hung);
+    for (size_t i = 0; i < GPU_MAX_PINS; i++)
+        if (g->pins[i].p)
+            g->ops->unpin(g->dev, g->pins[i].pin, g->hung);
     g->ops->close(g->dev, g->hung);
     free(g->v);
     free(g);
@@ -334,13 +337,64 @@ int gpu_range(struct gpu *g, uint64_t handle, uint64_t off, uint64_t len, struct
     return ST_OK;
 }
 
+/* The pin around a range of the host's memory. */
+static void *pin_of(const struct gpu *g, const void *p, uint64_t len)
+{
+    uintptr_t a = (uintptr_t)p;
+    for (size_t i = 0; i < GPU_MAX_PINS; i++) {
+        uintptr_t b = (uintptr_t)g->pins[i].p;
+        if (b && a >= b && a - b <= g->pins[i].len && len <= g->pins[i].len - (a - b))
+            return g->pins[i].pin;
+    }
+    return NULL;
+}
+
+int gpu_pin(struct gpu *g, void *p, uint64_t len, struct err *e)
+{
+    struct gpu_pin *place = NULL;
+    uintptr_t a = (uintptr_t)p;
+    int rc = lost_check(g, e);
+    if (rc < 0)
+        return rc;
+    if (!p || len == 0 || len > UINTPTR_MAX - a)
+        return err_set(e, ST_EINVAL, "%s: no memory to pin", g->info.id);
+    if (!g->ops->pin)
+        return err_set(e, ST_ENOTSUP, "%s: the device needs no pinned memory", g->info.id);
+    for (size_t i = 0; i < GPU_MAX_PINS; i++) {
+        uintptr_t b = (uintptr_t)g->pins[i].p;
+        if (!b)
+            place = place ? place : &g->pins[i];
+        else if (a < b + g->pins[i].len && b < a + len)
+            return err_set(e, ST_ECONFLICT, "%s: a part of this memory is pinned already", g->info.id);
+    }
+    if (!place)
+        return err_set(e, ST_ELIMIT, "%s: at most %d ranges of memory can be pinned", g->info.id,
+                       GPU_MAX_PINS);
+    if ((rc = gpu_answer(g, g->ops->pin(g->dev, p, len, &place->pin, e))) == ST_OK) {
+        place->p = p;
+        place->len = len;
+    }
+    return rc;
+}
+
+int gpu_unpin(struct gpu *g, void *p, struct err *e)
+{
+    for (size_t i = 0; p && i < GPU_MAX_PINS; i++)
+        if (g->pins[i].p == p) {
+            g->ops->unpin(g->dev, g->pins[i].pin, g->hung);
+            g->pins[i] = (struct gpu_pin){0};
+            return ST_OK;
+        }
+    return err_set(e, ST_ENOENT, "%s: this memory is not pinned", g->info.id);
+}
+
 int gpu_copy_in(struct gpu *g, uint64_t handle, uint64_t off, const void *src, uint64_t len, struct err *e)
 {
     struct gpu_buffer *b;
     int rc = gpu_range(g, handle, off, len, &b, e);
     if (rc < 0 || len == 0)
         return rc;
-    return gpu_answer(g, g->ops->copy_in(g->dev, b->mem, off, src, len, e));
+    return gpu_answer(g, g->ops->copy_in(g->dev, b->mem, off, src, len, pin_of(g, src, len), e));
 }
 
 int gpu_copy_out(struct gpu *g, uint64_t handle, uint64_t off, void *dst, uint64_t len, struct err *e)
@@ -349,7 +403,7 @@ int gpu_copy_out(struct gpu *g, uint64_t handle, uint64_t off, void *dst, uint64
     int rc = gpu_range(g, handle, off, len, &b, e);
     if (rc < 0 || len == 0)
         return rc;
-    return gpu_answer(g, g->ops->copy_out(g->dev, b->mem, off, dst, len, e));
+    return gpu_answer(g, g->ops->copy_out(g->dev, b->mem, off, dst, len, pin_of(g, dst, len), e));
 }
 
 int gpu_sync(struct gpu *g, struct err *e)
