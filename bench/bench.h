@@ -69,5 +69,6 @@ int bench_print(const struct bench_run *run, const char *area, bool json);
 
 int bench_gpu(struct bench_run *run, struct err *e) ST_CHECK;
 int bench_rpc(struct bench_run *run, struct err *e) ST_CHECK;
+int bench_access(struct bench_run *run, struct err *e) ST_CHECK;
 
 #endif

@@ -9,6 +9,7 @@
 
 #define TLS "TLS 1.3 over TCP"
 #define TCP "TCP, no TLS"
+#define RULES "a scan of rules"
 
 #define MEMCPY "memcpy, one core"
 #define HOST "the same on cpu:0"
@@ -64,6 +65,14 @@ const struct bench_case bench_cases[] = {
     {"rpc", "memory-per-idle-connection-tcp", "kB", TCP, AIM_NONE, 0},
     {"rpc", "call-p99-under-bulk", "us", TLS, AIM_OURS_MAX, 1000},
     {"rpc", "call-p99-under-bulk-tcp", "us", TCP, AIM_NONE, 0},
+    {"access", "decision-by-handle-100", "ns", RULES, AIM_OURS_MAX, 10},
+    {"access", "decision-by-name-100", "ns", RULES, AIM_NONE, 0},
+    {"access", "decision-by-handle-1k", "ns", RULES, AIM_OURS_MAX, 10},
+    {"access", "decision-by-name-1k", "ns", RULES, AIM_OURS_MAX, 30},
+    {"access", "decision-by-handle-100k", "ns", RULES, AIM_NONE, 0},
+    {"access", "decision-by-name-100k", "ns", RULES, AIM_OURS_MAX, 200},
+    {"access", "ticket-check", "us", "Ed25519 alone", AIM_NONE, 0},
+    {"access", "policy-change-to-enforced", "ms", "-", AIM_OURS_MAX, 1000},
     DEVICE("software", MEMCPY, AIM_RATIO_MIN, 0.9, 0.55, 0.9),
     DEVICE("vulkan", MEMCPY, AIM_NONE, 0, 0, 0),
     DEVICE("cuda", MEMCPY, AIM_NONE, 0, 0, 0),

@@ -11,6 +11,7 @@ static const struct {
 } areas[] = {
     {"gpu", bench_gpu},
     {"rpc", bench_rpc},
+    {"access", bench_access},
 };
 
 static int usage(FILE *to)

@@ -155,6 +155,7 @@ static int open_jobs(struct coord *c, struct err *e)
                                 .agents_ctx = c,
                                 .policy = api_policy,
                                 .policy_ctx = c,
+                                .quota = c->quota,
                                 .links = api_links,
                                 .links_ctx = c,
                                 .changed = api_job_changed,

@@ -94,41 +94,24 @@ static void unhold(struct submission *s)
         }
 }
 
-uint64_t jobs_used_bytes(struct jobs *js, const char *principal)
-{
-    uint64_t n = 0;
-    for (struct job *j = js->head; j; j = j->next)
-        if (!job_ended(j->state) && !strcmp(j->principal, principal))
-            n += job_held_bytes(j);
-    for (struct submission *s = js->holding; s; s = s->next_holding)
-        if (!strcmp(s->j->principal, principal))
-            n += job_held_bytes(s->j);
-    return n;
-}
-
-/* Does what was planned on an earlier snapshot still fit? */
-static bool still_fits(struct submission *s)
+/* Does what was planned on an earlier snapshot still fit? Then its bytes are claimed. ST_EAGAIN: not on the
+ * devices; ST_ERESOURCE: not under the quota, *why says where. */
+static int claim_plan(struct submission *s, struct quota_refusal *why)
 {
     struct job *j = s->j;
     struct jobs *js = s->js;
-    const struct policy *pol = js->cfg.policy(js->cfg.policy_ctx, j->principal);
-    if (pol && pol->has_quota) {
-        uint64_t used = jobs_used_bytes(js, j->principal), ask = job_held_bytes(j);
-        if (used > pol->quota_bytes || ask > pol->quota_bytes - used)
-            return false;
-    }
     for (size_t i = 0; i < j->nlayers; i++) {
         struct topo_node *n = NULL;
         struct topo_device *d = topo_device(js->cfg.topo, j->layers[i].device, &n);
         uint64_t need = 0;
         if (!d || !job_device_usable(n, d))
-            return false;
+            return ST_EAGAIN;
         for (size_t k = 0; k < j->nlayers; k++)
             need += strcmp(j->layers[k].device, d->id) ? 0 : j->layers[k].mem;
         if (need > topo_free_bytes(d))
-            return false;
+            return ST_EAGAIN;
     }
-    return true;
+    return job_claim(j, why);
 }
 
 static void reserved(void *arg, int rc, const struct err *e)
@@ -137,6 +120,7 @@ static void reserved(void *arg, int rc, const struct err *e)
     struct jobs *js = s->js;
     unhold(s);
     if (rc < 0) {
+        quota_release(js->quota, s->j->id);
         job_account_resident(js);
         submission_end(s, NULL, e);
         return;
@@ -145,6 +129,7 @@ static void reserved(void *arg, int rc, const struct err *e)
     j->next = js->head;
     js->head = j;
     j->state = JOB_RESERVED;
+    quota_commit(js->quota, j->id);
     job_account_resident(js);
     LOG_I(js->cfg.log, "jobs", "job=%s principal=%s model=%s reserved layers=%zu", j->id, j->principal,
           j->name, j->nlayers);
@@ -163,6 +148,7 @@ static void reserve(struct submission *s, const struct plan *p)
         store_txn_free(t);
         buf_fini(&rec);
         err_set(&e, ST_ENOMEM, "no memory to record the job");
+        quota_release(s->js->quota, j->id);
         submission_end(s, NULL, &e);
         return;
     }
@@ -237,8 +223,14 @@ static void planned(void *arg, int rc, const struct err *e, struct plan *p)
                    plan_shortfall_name(p->shortfall.kind), (unsigned long long)p->shortfall.bytes,
                    p->shortfall.where ? p->shortfall.where : "the cluster",
                    p->shortfall.hint ? p->shortfall.hint : "");
-    bool again = rc == ST_OK && !s->dry_run && !still_fits(s);
-    if (again && ++s->tries >= MAX_TRIES)
+    struct quota_refusal why;
+    int fits = rc == ST_OK && !s->dry_run ? claim_plan(s, &why) : ST_OK;
+    bool again = fits == ST_EAGAIN || fits == ST_ERESOURCE;
+    if (fits < 0 && !again)
+        rc = err_set(&own, fits, "no room to count the job's memory: %s", status_name(fits));
+    else if (again && ++s->tries >= MAX_TRIES && fits == ST_ERESOURCE)
+        rc = job_quota_refused(s->j, &why, &own);
+    else if (again && s->tries >= MAX_TRIES)
         rc = err_reason(&own, ST_ECONFLICT, "BUSY",
                         "other jobs took the memory of %u plans in a row: submit it again", s->tries);
     if (rc < 0) {
@@ -326,7 +318,7 @@ void submission_plan(struct submission *s)
         return;
     }
     if (pol && pol->has_quota) {
-        uint64_t used = jobs_used_bytes(js, j->principal);
+        uint64_t used = quota_charged(js->quota, j->principal, "");
         r->max_total_bytes = used < pol->quota_bytes ? (double)(pol->quota_bytes - used) : 0;
     }
     str_copy(j->name, sizeof j->name, m->name);

@@ -42,6 +42,7 @@ struct jobs {
     struct map *asked;
     struct asked *asked_head, **asked_last;
     bool stopping;
+    struct quota *quota, *own_quota;
 };
 
 /* job.c */
@@ -59,7 +60,6 @@ uint64_t job_held_bytes(const struct job *j); /* what it counts against devices 
 void submission_plan(struct submission *s);
 /* Answers and ends; `j` NULL on failure. */
 void submission_end(struct submission *s, const struct job *j, const struct err *e);
-uint64_t jobs_used_bytes(struct jobs *js, const char *principal);
 /* Sets each layer's mem from the plan's stages. */
 int job_take_memory(struct job *j, const struct plan *p, struct err *e) ST_CHECK;
 
@@ -75,6 +75,12 @@ void asked_end(struct jobs *js, struct asked *a, const struct job *j, const stru
 
 /* snapshot.c */
 bool job_device_usable(const struct topo_node *n, const struct topo_device *d);
+
+/* claim.c: the job's memory in the quota ledger. Again, with other devices, whenever layers change places. */
+int job_claim(const struct job *j, struct quota_refusal *why) ST_CHECK; /* ST_ERESOURCE with *why */
+int job_claim_held(const struct job *j) ST_CHECK;                       /* whatever the quota says */
+/* The sentence for a refusal, audited. Returns ST_ERESOURCE. */
+int job_quota_refused(const struct job *j, const struct quota_refusal *why, struct err *e);
 
 /* record.c: a job's immutable part as the blob in state.db */
 int job_record_write(const struct job *j, struct buf *out) ST_CHECK;

@@ -80,8 +80,10 @@ static void moved(void *arg, int rc, const struct err *e)
         j->updated_us = jobs_now(j->jobs);
         str_copy(j->reason_code, sizeof j->reason_code, m->code);
         str_copy(j->reason, sizeof j->reason, m->reason);
-        if (job_ended(j->state))
+        if (job_ended(j->state)) {
+            quota_release(j->jobs->quota, j->id);
             job_account_resident(j->jobs);
+        }
         job_changed(j);
     }
     free(m);
