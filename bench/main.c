@@ -9,11 +9,8 @@ static const struct {
     const char *name;
     int (*run)(struct bench_run *, struct err *);
 } areas[] = {
-    {"gpu", bench_gpu},
-    {"rpc", bench_rpc},
-    {"access", bench_access},
-    {"audit", bench_audit},
-    {"tls", bench_tls},
+    {"gpu", bench_gpu},     {"rpc", bench_rpc}, {"access", bench_access},
+    {"audit", bench_audit}, {"tls", bench_tls},
 };
 
 static int usage(FILE *to)

@@ -48,7 +48,7 @@ struct coord {
     bool stopping;                /* the store is closed: what completes now starts nothing */
     struct audit_key *audit_key;
     struct audit_reader *audit_reader; /* the offload thread's, opened at the first query */
-    struct map *spools;   /* node → what was taken of its audit spool, owned */
+    struct map *spools;                /* node → what was taken of its audit spool, owned */
     struct coord_session *sessions;
     struct coord_watch *watches;
     char audit_path[1024];

@@ -1,5 +1,5 @@
-/* What people paste: a token is taken whole or not at all, and what was taken encodes to the same text. Also the
- * other words of this kind: pins and revocations. */
+/* What people paste: a token is taken whole or not at all, and what was taken encodes to the same text. Also
+ * the other words of this kind: pins and revocations. */
 #include <stdlib.h>
 #include <string.h>
 
