@@ -8,11 +8,14 @@
 
 #include "agent/control.h"
 #include "agent/handlers.h"
+#include "agent/identity.h"
 #include "agent/layers/layers.h"
 #include "agent/layers/peers.h"
 #include "agent/layers/serve.h"
 #include "agent/reports.h"
 #include "agent/session/session.h"
+#include "agent/spool/deliver.h"
+#include "agent/spool/spool.h"
 #include "common/base/fs.h"
 #include "common/base/str.h"
 #include "common/quic/quic.h"
@@ -25,7 +28,7 @@
 
 struct agent {
     struct agent_env env;
-    struct tls_ctx *tls;
+    struct identity *identity;
     struct files *files;
     struct quic_udp *udp, *bulk_udp;
     struct quic_ep *ep, *bulk_ep;
@@ -38,6 +41,11 @@ struct agent {
     struct handlers handlers;
     struct rpc_table *table, *peer_table;
     struct control *control;
+    struct port *port; /* of the spool */
+    struct event *port_ready;
+    struct spool *spool;
+    struct deliver *deliver;
+    struct witness witness;
     char peer_address[300];
     char backends[40];
     struct pool_device device[MAX_DEVICES];
@@ -50,6 +58,89 @@ struct agent {
     size_t nres, res_cap;
     uint64_t hello_serial; /* of the newest load that the last hello could tell of */
 };
+
+/* ---- the audit spool ---- */
+
+static void on_port(evutil_socket_t fd, short what, void *arg)
+{
+    (void)fd;
+    (void)what;
+    port_drain(((struct agent *)arg)->port);
+}
+
+static int open_spool(struct agent *a, struct err *e)
+{
+    char spool[4200], witness[4200];
+    const char *dir = a->env.config->state_dir;
+    int rc = fs_mkdirs(dir, 0700, e);
+    if (rc < 0)
+        return rc;
+    if (fs_join(spool, sizeof spool, dir, "audit.spool") < 0 ||
+        fs_join(witness, sizeof witness, dir, "audit.witness") < 0)
+        return err_set(e, ST_ELIMIT, "the path of state.dir is too long");
+    if ((rc = witness_open(&a->witness, witness, a->env.log, e)) < 0)
+        return rc;
+    if (port_new(&a->port) < 0 ||
+        !(a->port_ready = event_new(a->env.base, port_fd(a->port), EV_READ | EV_PERSIST, on_port, a)) ||
+        event_add(a->port_ready, NULL) < 0)
+        return err_set(e, ST_ERESOURCE, "no memory or descriptors for the audit spool");
+    const struct spool_cfg cfg = {.path = spool, .port = a->port, .clock = a->env.clock, .log = a->env.log};
+    if ((rc = spool_open(&a->spool, &cfg, e)) < 0)
+        return rc;
+    rc = deliver_new(&a->deliver, &(struct deliver_cfg){a->env.base, a->spool, a->env.log});
+    return rc < 0 ? err_set(e, rc, "no memory for the audit spool") : ST_OK;
+}
+
+/* Keep-class events of the node itself; nobody waits for them. */
+static void record(struct agent *a, int type, const char *device, const char *meta)
+{
+    struct audit_event ev = event_make(type, EVENT_SUCCESS, clock_wall_us(a->env.clock));
+    struct err e;
+    char who[80];
+    snprintf(who, sizeof who, "node/%.63s", a->env.config->node);
+    ev.principal = who;
+    ev.node = a->env.config->node;
+    ev.device = device;
+    ev.operation = event_info(type)->name;
+    ev.meta = meta;
+    if (spool_emit(a->spool, &ev, NULL, NULL, &e) < 0)
+        LOG_E(a->env.log, "agent", "event not recorded type=%s text=\"%s\"", ev.operation, e.text);
+}
+
+static void record_devices(struct agent *a)
+{
+    for (size_t i = 0; i < a->ndevices; i++) {
+        struct event_meta m = {0};
+        char id[160];
+        snprintf(id, sizeof id, "%.63s/%.63s", a->env.config->node, a->device[i].id);
+        event_meta_str(&m, "backend", a->device[i].backend);
+        event_meta_str(&m, "driver", a->device[i].driver_version);
+        record(a, EV_SYSTEM_BACKEND_INITIALIZED, id, event_meta_text(&m));
+        event_meta_fini(&m);
+    }
+    struct event_meta m = {0};
+    event_meta_u64(&m, "devices", a->ndevices);
+    record(a, EV_SYSTEM_DISCOVERY_COMPLETED, NULL, event_meta_text(&m));
+    event_meta_fini(&m);
+}
+
+static void on_heartbeat(const Strata__V1__HeartbeatReply *r, void *arg)
+{
+    struct agent *a = arg;
+    struct witness_head h = {0};
+    if (!r->audit || r->audit->head.len != sizeof h.head || r->audit->signature.len > sizeof h.sig)
+        return;
+    h.size = r->audit->size;
+    h.time_us = r->audit->time_us;
+    h.sig_len = r->audit->signature.len;
+    memcpy(h.head, r->audit->head.data, sizeof h.head);
+    if (h.sig_len)
+        memcpy(h.sig, r->audit->signature.data, h.sig_len);
+    /* What goes into the file is one word a field. */
+    if (str_ident_ok(r->audit->key_id, sizeof h.key_id - 1))
+        str_copy(h.key_id, sizeof h.key_id, r->audit->key_id);
+    witness_take(&a->witness, &h);
+}
 
 /* ---- what the coordinator is told ---- */
 
@@ -165,6 +256,8 @@ static void on_registered(const Strata__V1__HelloReply *r, void *arg)
         LOG_I(a->env.log, "agent", "ready node=%s coordinator=%s peers=%s devices=%zu", a->env.config->node,
               a->env.config->coordinator, a->peer_address, a->ndevices);
     a->ready_told = true;
+    deliver_session(a->deliver, control_session(a->control));
+    identity_registered(a->identity);
     if (a->env.on_registered)
         a->env.on_registered(a->env.arg);
 }
@@ -172,14 +265,25 @@ static void on_registered(const Strata__V1__HelloReply *r, void *arg)
 static void on_disconnected(const char *why, void *arg)
 {
     struct agent *a = arg;
+    deliver_session(a->deliver, NULL);
     LOG_W(a->env.log, "agent", "coordinator lost why=\"%s\"", why);
+}
+
+static void on_moved(bool ok, void *arg)
+{
+    struct agent *a = arg;
+    (void)ok;
+    deliver_session(a->deliver, control_session(a->control));
+    identity_registered(a->identity);
 }
 
 static const struct control_ops control_ops = {
     .fill_hello = fill_hello,
     .fill_heartbeat = fill_heartbeat,
     .on_registered = on_registered,
+    .on_heartbeat = on_heartbeat,
     .on_lost = on_disconnected,
+    .on_moved = on_moved,
 };
 
 /* What layers may have of it: what sessions hold is not theirs. */
@@ -314,7 +418,10 @@ static int start_control(struct agent *a, struct err *e)
         .table = a->table,
         .address = a->env.config->coordinator,
     };
-    return control_new(&a->control, &cfg, &control_ops, a, e);
+    int rc = control_new(&a->control, &cfg, &control_ops, a, e);
+    if (rc == ST_OK)
+        identity_start(a->identity, a->control);
+    return rc;
 }
 
 static void on_probed(void *arg, int rc, const struct err *why, const struct pool_device *v, size_t n)
@@ -331,6 +438,7 @@ static void on_probed(void *arg, int rc, const struct err *why, const struct poo
         for (size_t i = 0; i < n; i++)
             LOG_I(a->env.log, "agent", "device=%s name=\"%s\" memory_bytes=%" PRIu64, v[i].id, v[i].name,
                   v[i].memory_bytes);
+        record_devices(a);
         rc = check_backends(a, &e);
         if (rc == ST_OK)
             rc = start_control(a, &e);
@@ -343,22 +451,41 @@ static void on_probed(void *arg, int rc, const struct err *why, const struct poo
 
 /* ---- setting up ---- */
 
-static int open_tls(struct agent *a, struct err *e)
+static void on_context(struct tls_ctx *fresh, void *arg)
 {
-    const struct agent_config *c = a->env.config;
-    const struct tls_cfg cfg = {.ca_file = c->ca_file,
-                                .cert_file = c->cert_file,
-                                .key_file = c->key_file,
-                                .trust_domain = c->trust_domain};
-    int rc = tls_ctx_new(&a->tls, &cfg, a->env.clock, e);
-    if (rc < 0)
-        return rc;
-    const struct tls_identity *self = tls_ctx_self(a->tls);
-    if (self->kind != TLS_NODE || strcmp(self->name, c->node) != 0)
-        return err_reason(e, ST_ETRUST, "WRONG_IDENTITY",
-                          "the certificate %s is for %s, but this node is configured as node/%s",
-                          c->cert_file, self->principal, c->node);
-    return ST_OK;
+    struct agent *a = arg;
+    quic_ep_set_tls(a->ep, fresh);
+    quic_ep_set_tls(a->bulk_ep, fresh);
+    peers_renewed(a->peers);
+}
+
+static void on_check(void *arg)
+{
+    struct agent *a = arg;
+    unsigned n = quic_ep_close_bad(a->ep) + quic_ep_close_bad(a->bulk_ep);
+    if (n)
+        LOG_W(a->env.log, "agent", "closed connections=%u whose certificates are no longer good", n);
+}
+
+static void on_ticket_key(const uint8_t pub[TICKET_PUB_LEN], void *arg)
+{
+    struct agent *a = arg;
+    serve_set_key(a->serve, pub);
+    sessions_set_key(a->sessions, pub);
+}
+
+static int open_identity(struct agent *a, struct err *e)
+{
+    const struct identity_cfg cfg = {.base = a->env.base,
+                                     .clock = a->env.clock,
+                                     .rng = a->env.rng,
+                                     .log = a->env.log,
+                                     .config = a->env.config,
+                                     .on_context = on_context,
+                                     .on_check = on_check,
+                                     .on_ticket_key = on_ticket_key,
+                                     .arg = a};
+    return identity_new(&a->identity, &cfg, e);
 }
 
 /* Kept over restarts, so that peers notice one at once. */
@@ -387,8 +514,11 @@ static int reset_secret(const struct agent *a, const char *name, uint8_t out[32]
 static int open_sockets(struct agent *a, struct err *e)
 {
     const struct agent_config *c = a->env.config;
-    struct quic_ep_cfg cfg = {
-        .clock = a->env.clock, .rng = a->env.rng, .log = a->env.log, .tls = a->tls, .accept = false};
+    struct quic_ep_cfg cfg = {.clock = a->env.clock,
+                              .rng = a->env.rng,
+                              .log = a->env.log,
+                              .tls = identity_tls(a->identity),
+                              .accept = false};
     quic_limits_control(&cfg.limits);
     int rc = reset_secret(a, "reset.key", cfg.reset_secret, e);
     if (rc < 0)
@@ -505,7 +635,7 @@ static int open_rooms(struct agent *a, struct err *e)
     };
     if ((rc = layers_new(&a->layers, &layers, e)) < 0 || (rc = open_sessions(a, e)) < 0)
         return rc;
-    a->handlers = (struct handlers){a->layers, a->files, a->env.clock, roots, c->nmodel_dirs};
+    a->handlers = (struct handlers){a->layers, a->files, a->env.clock, roots, c->nmodel_dirs, a->identity};
     if ((rc = handlers_table(&a->table, &a->handlers, e)) < 0 ||
         (rc = serve_table(&a->peer_table, a->serve, e)) < 0 || (rc = join_tables(a, e)) < 0)
         return rc;
@@ -519,8 +649,8 @@ int agent_new(struct agent **out, const struct agent_env *env, struct err *e)
     if (!a)
         return err_set(e, ST_ENOMEM, "no memory for the agent");
     a->env = *env;
-    if ((rc = open_tls(a, e)) < 0 || (rc = files_new(&a->files, env->base, FILE_THREADS, e)) < 0 ||
-        (rc = open_sockets(a, e)) < 0 || (rc = open_rooms(a, e)) < 0) {
+    if ((rc = open_identity(a, e)) < 0 || (rc = files_new(&a->files, env->base, FILE_THREADS, e)) < 0 ||
+        (rc = open_spool(a, e)) < 0 || (rc = open_sockets(a, e)) < 0 || (rc = open_rooms(a, e)) < 0) {
         agent_free(a);
         return rc;
     }
@@ -533,6 +663,8 @@ void agent_free(struct agent *a)
 {
     if (!a)
         return;
+    if (a->deliver)
+        deliver_session(a->deliver, NULL);
     if (a->control)
         control_close(a->control);
     if (a->layers)
@@ -553,9 +685,16 @@ void agent_free(struct agent *a)
     peers_free(a->peers);
     serve_free(a->serve);
     control_free(a->control);
+    deliver_free(a->deliver);
+    spool_close(a->spool);
+    if (a->port)
+        port_drain(a->port);
+    if (a->port_ready)
+        event_free(a->port_ready);
+    port_free(a->port);
     rpc_table_free(a->table);
     rpc_table_free(a->peer_table);
-    tls_ctx_unref(a->tls);
+    identity_free(a->identity);
     free(a->res_msg);
     free(a->res_ptr);
     free(a);

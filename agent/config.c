@@ -7,12 +7,18 @@
 
 #include "common/base/str.h"
 #include "common/conf/conf.h"
+#include "common/tls/tls.h"
 
 #define MAX_CONFIG_BYTES (1u << 20)
 #define MAX_MODEL_DIRS 64
 
+struct raw_pin {
+    char *peer, *sha256;
+};
 struct raw_tls {
-    char *dir, *ca, *cert, *key, *trust_domain;
+    char *dir, *ca, *cert, *key, *trust_domain, *ciphers, *groups, *crl;
+    struct raw_pin *pins;
+    unsigned pins_count;
 };
 struct raw_state {
     char *dir;
@@ -39,12 +45,24 @@ struct raw {
 #define MAP(key, member, fields, opt)                                                                        \
     CYAML_FIELD_MAPPING_PTR(key, CYAML_FLAG_POINTER | (opt), struct raw, member, fields)
 
+static const cyaml_schema_field_t pin_fields[] = {
+    STR("peer", struct raw_pin, peer, 0),
+    STR("sha256", struct raw_pin, sha256, 0),
+    CYAML_FIELD_END,
+};
+static const cyaml_schema_value_t pin_value = {
+    CYAML_VALUE_MAPPING(CYAML_FLAG_DEFAULT, struct raw_pin, pin_fields),
+};
 static const cyaml_schema_field_t tls_fields[] = {
     STR("dir", struct raw_tls, dir, OPT),
     STR("ca", struct raw_tls, ca, OPT),
     STR("cert", struct raw_tls, cert, OPT),
     STR("key", struct raw_tls, key, OPT),
     STR("trust_domain", struct raw_tls, trust_domain, 0),
+    STR("ciphers", struct raw_tls, ciphers, OPT),
+    STR("groups", struct raw_tls, groups, OPT),
+    STR("crl", struct raw_tls, crl, OPT),
+    CYAML_FIELD_SEQUENCE("pins", CYAML_FLAG_POINTER | OPT, struct raw_tls, pins, &pin_value, 0, 10000),
     CYAML_FIELD_END,
 };
 static const cyaml_schema_field_t state_fields[] = {STR("dir", struct raw_state, dir, 0), CYAML_FIELD_END};
@@ -92,6 +110,26 @@ static int backend(const char *word, const char *key, const char *path, enum age
     return ST_OK;
 }
 
+static int take_pins(struct agent_config *c, const struct raw_tls *t, const char *path, struct err *e)
+{
+    uint8_t sha[32];
+    c->pins = calloc(t->pins_count ? t->pins_count : 1, sizeof *c->pins);
+    if (!c->pins)
+        return err_set(e, ST_ENOMEM, "no memory for the configuration of %s", path);
+    for (unsigned i = 0; i < t->pins_count; i++) {
+        if (tls_pin_parse(t->pins[i].sha256, sha, e) < 0) {
+            err_prefix(e, "%s: tls.pins", path);
+            return e->code = ST_ECONFIG;
+        }
+        c->npins++;
+        c->pins[i].peer = strdup(t->pins[i].peer);
+        c->pins[i].sha256 = strdup(t->pins[i].sha256);
+        if (!c->pins[i].peer || !c->pins[i].sha256)
+            return err_set(e, ST_ENOMEM, "no memory for the configuration of %s", path);
+    }
+    return ST_OK;
+}
+
 static int take_tls(struct agent_config *c, const struct raw_tls *t, const char *path, struct err *e)
 {
     if (strlen(t->trust_domain) > 127)
@@ -115,7 +153,14 @@ static int take_tls(struct agent_config *c, const struct raw_tls *t, const char 
         c->key_file = strdup(t->key);
     }
     c->trust_domain = strdup(t->trust_domain);
-    return ST_OK;
+    if (tls_settings_check(t->ciphers, t->groups, e) < 0)
+        return err_prefix(e, "%s: tls", path);
+    c->ciphers = t->ciphers ? strdup(t->ciphers) : NULL;
+    c->groups = t->groups ? strdup(t->groups) : NULL;
+    c->crl_file = t->crl ? strdup(t->crl) : NULL;
+    if ((t->ciphers && !c->ciphers) || (t->groups && !c->groups) || (t->crl && !c->crl_file))
+        return err_set(e, ST_ENOMEM, "no memory for the configuration of %s", path);
+    return take_pins(c, t, path, e);
 }
 
 static int take_dirs(struct agent_config *c, const struct raw_models *m, const char *path, struct err *e)
@@ -201,6 +246,14 @@ void agent_config_fini(struct agent_config *c)
     free(c->cert_file);
     free(c->key_file);
     free(c->trust_domain);
+    free(c->ciphers);
+    free(c->groups);
+    free(c->crl_file);
+    for (unsigned i = 0; i < c->npins; i++) {
+        free(c->pins[i].peer);
+        free(c->pins[i].sha256);
+    }
+    free(c->pins);
     free(c->listen);
     free(c->advertise);
     free(c->state_dir);

@@ -13,11 +13,18 @@
 
 enum agent_backend_use { AGENT_BACKEND_AUTO, AGENT_BACKEND_ON, AGENT_BACKEND_OFF };
 
+struct agent_pin {
+    char *peer, *sha256; /* principal or pattern */
+};
+
 struct agent_config {
     char *node;        /* this node's name; the certificate must carry the same */
     char *coordinator; /* host:port */
     char *ca_file, *cert_file, *key_file;
     char *trust_domain;
+    char *ciphers, *groups, *crl_file; /* NULL: the defaults, none */
+    struct agent_pin *pins;
+    unsigned npins;
     char *listen;    /* host:port where other agents fetch layers; port 0 = any */
     char *advertise; /* host that other agents reach it by; NULL = listen's */
     char *state_dir; /* reset.key */

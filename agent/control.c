@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "agent/layers/resolve.h"
+#include "strata/v1/certs.pb-c.h"
 
 #define BACKOFF_BASE_NS (100 * NS_PER_MS)
 #define BACKOFF_CAP_NS (15 * NS_PER_S)
@@ -33,6 +34,9 @@ struct control {
     uint64_t up_ns; /* when the session came up */
     unsigned attempt;
     struct resolve *resolve;
+    struct rpc_session *next; /* that is to take over from session */
+    bool rebinding;
+    uint8_t instance[16]; /* random: this process, not another with the same key */
 };
 
 static void send_hello(struct control *c);
@@ -99,6 +103,8 @@ static void heartbeat_message(struct rpc_call *call, const ProtobufCMessage *msg
     const Strata__V1__HeartbeatReply *r = (const Strata__V1__HeartbeatReply *)msg;
     if (r->epoch != c->epoch)
         LOG_W(c->cfg.log, "control", "heartbeat epoch=%" PRIu64 " expected=%" PRIu64, r->epoch, c->epoch);
+    else
+        c->ops->on_heartbeat(r, c->arg);
 }
 
 static const struct rpc_call_ops heartbeat_ops = {.on_message = heartbeat_message, .on_done = heartbeat_done};
@@ -164,7 +170,7 @@ static void send_hello(struct control *c)
 {
     if (!c->session || !c->session_up || c->closing_session)
         return;
-    if (c->state == CTL_HELLO) {
+    if (c->state == CTL_HELLO || c->rebinding) {
         c->hello_wanted = true;
         return;
     }
@@ -173,6 +179,7 @@ static void send_hello(struct control *c)
     event_del(c->timer);
     Strata__V1__HelloRequest req = STRATA__V1__HELLO_REQUEST__INIT;
     req.version = (char *)STRATA_VERSION;
+    req.instance = (ProtobufCBinaryData){sizeof c->instance, c->instance};
     c->ops->fill_hello(&req, c->arg);
     struct rpc_call_opts o = {.timeout_ns = HELLO_TIMEOUT_NS};
     struct rpc_call *call;
@@ -190,12 +197,68 @@ void control_hello_again(struct control *c)
         send_hello(c);
 }
 
+/* ---- moving to a new connection ---- */
+
+static void moved(struct control *c, bool ok, const char *why)
+{
+    if (ok) {
+        struct rpc_session *old = c->session;
+        c->session = c->next;
+        c->next = NULL;
+        LOG_I(c->cfg.log, "control", "moved to a new connection epoch=%" PRIu64, c->epoch);
+        rpc_session_drain(old, "moved to a new connection");
+    } else {
+        LOG_W(c->cfg.log, "control", "not moved to a new connection why=\"%s\"", why);
+    }
+    if (c->hello_wanted && c->state == CTL_REGISTERED)
+        send_hello(c);
+    if (c->ops->on_moved)
+        c->ops->on_moved(ok, c->arg);
+}
+
+static void rebind_done(struct rpc_call *call, const struct rpc_status *st, const uint8_t *digest, void *arg)
+{
+    struct control *c = arg;
+    (void)call, (void)digest;
+    c->rebinding = false;
+    if (!c->next || c->state == CTL_CLOSED)
+        return;
+    if (st->code == 0 && c->session && !c->closing_session) {
+        moved(c, true, "");
+        return;
+    }
+    struct rpc_session *s = c->next;
+    c->next = NULL;
+    rpc_session_close(s, 0, "not taken over");
+    moved(c, false, st->text);
+}
+
+static const struct rpc_call_ops rebind_ops = {.on_done = rebind_done};
+
+static void rebind(struct control *c)
+{
+    Strata__V1__RebindRequest q = STRATA__V1__REBIND_REQUEST__INIT;
+    const struct rpc_call_opts o = {.timeout_ns = HELLO_TIMEOUT_NS};
+    struct rpc_call *call;
+    struct err e;
+    q.epoch = c->epoch;
+    c->rebinding = true;
+    if (c->state == CTL_REGISTERED && rpc_call(&call, c->next, &strata__v1__certs__descriptor, "Rebind",
+                                               RPC_UNARY, &q.base, &o, &rebind_ops, c, &e) == ST_OK)
+        return;
+    c->rebinding = false;
+    rpc_session_close(c->next, 0, "not taken over"); /* its last upcall tells */
+}
+
 /* ---- the session ---- */
 
 static void session_up(struct rpc_session *s, void *arg)
 {
-    (void)s;
     struct control *c = arg;
+    if (s == c->next) {
+        rebind(c);
+        return;
+    }
     c->session_up = true;
     c->up_ns = clock_ns(c->cfg.clock);
     if (c->state != CTL_CLOSED)
@@ -204,8 +267,22 @@ static void session_up(struct rpc_session *s, void *arg)
 
 static void session_closed(struct rpc_session *s, const struct quic_close *why, void *arg)
 {
-    (void)s;
     struct control *c = arg;
+    if (s == c->next) {
+        c->next = NULL;
+        c->rebinding = false;
+        if (c->state != CTL_CLOSED)
+            moved(c, false, why->reason);
+        return;
+    }
+    if (s != c->session)
+        return; /* drained */
+    if (c->next) {
+        struct rpc_session *n = c->next;
+        c->next = NULL;
+        c->rebinding = false;
+        rpc_session_close(n, 0, "nothing to take over any more");
+    }
     bool was = c->state == CTL_REGISTERED || (c->state == CTL_HELLO && c->epoch);
     if (c->session_up && clock_ns(c->cfg.clock) - c->up_ns >= HEALTHY_NS)
         c->attempt = 0;
@@ -225,6 +302,34 @@ static void session_closed(struct rpc_session *s, const struct quic_close *why, 
 
 static const struct rpc_session_ops session_ops = {.on_up = session_up, .on_closed = session_closed};
 
+static struct rpc_cfg session_cfg(const struct control *c)
+{
+    return (struct rpc_cfg){
+        .base = c->cfg.base,
+        .clock = c->cfg.clock,
+        .log = c->cfg.log,
+        .table = c->cfg.table,
+        .max_inbound_calls = MAX_INBOUND_CALLS,
+    };
+}
+
+int control_move(struct control *c, struct err *e)
+{
+    if (c->state != CTL_REGISTERED || c->next || c->closing_session)
+        return err_set(e, ST_EAGAIN, "not registered now");
+    const struct rpc_cfg cfg = session_cfg(c);
+    const struct quic_addr to = *quic_conn_remote(rpc_session_conn(c->session));
+    int rc = rpc_dial(&c->next, &cfg, c->cfg.ep, &to, TLS_COORDINATOR, NULL, &session_ops, c, e);
+    if (rc < 0)
+        c->next = NULL;
+    return rc;
+}
+
+struct rpc_session *control_session(const struct control *c)
+{
+    return c->state == CTL_REGISTERED && !c->closing_session ? c->session : NULL;
+}
+
 static void on_resolved(void *arg, int rc, const struct quic_addr *addr, const struct err *why)
 {
     struct control *c = arg;
@@ -233,13 +338,7 @@ static void on_resolved(void *arg, int rc, const struct quic_addr *addr, const s
     if (c->state != CTL_RESOLVING)
         return;
     if (rc == ST_OK) {
-        const struct rpc_cfg rc_cfg = {
-            .base = c->cfg.base,
-            .clock = c->cfg.clock,
-            .log = c->cfg.log,
-            .table = c->cfg.table,
-            .max_inbound_calls = MAX_INBOUND_CALLS,
-        };
+        const struct rpc_cfg rc_cfg = session_cfg(c);
         c->state = CTL_DIALING;
         rc = rpc_dial(&c->session, &rc_cfg, c->cfg.ep, addr, TLS_COORDINATOR, NULL, &session_ops, c, &e);
     }
@@ -277,6 +376,7 @@ int control_new(struct control **out, const struct control_cfg *cfg, const struc
     c->cfg = *cfg;
     c->ops = ops;
     c->arg = arg;
+    cfg->rng->fill(cfg->rng->arg, c->instance, sizeof c->instance);
     c->timer = evtimer_new(cfg->base, on_timer, c);
     if (!c->timer) {
         free(c);
@@ -293,6 +393,8 @@ void control_close(struct control *c)
         return;
     c->state = CTL_CLOSED;
     event_del(c->timer);
+    if (c->next)
+        rpc_session_close(c->next, 0, "agent stops");
     drop_session(c, "agent stops");
 }
 
@@ -308,9 +410,4 @@ void control_free(struct control *c)
 uint64_t control_epoch(const struct control *c)
 {
     return c->epoch;
-}
-
-struct rpc_session *control_session(const struct control *c)
-{
-    return c->state == CTL_REGISTERED && !c->closing_session ? c->session : NULL;
 }

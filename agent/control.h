@@ -17,7 +17,9 @@ struct control_ops {
     void (*fill_hello)(Strata__V1__HelloRequest *req, void *arg);
     void (*fill_heartbeat)(Strata__V1__HeartbeatRequest *req, void *arg);
     void (*on_registered)(const Strata__V1__HelloReply *reply, void *arg);
+    void (*on_heartbeat)(const Strata__V1__HeartbeatReply *reply, void *arg);
     void (*on_lost)(const char *why, void *arg); /* was registered, is no longer; dialling goes on */
+    void (*on_moved)(bool ok, void *arg);        /* how control_move() ended; may be NULL */
 };
 
 struct control_cfg {
@@ -34,6 +36,9 @@ struct control_cfg {
 /* Starts dialling at once. */
 int control_new(struct control **out, const struct control_cfg *cfg, const struct control_ops *ops, void *arg,
                 struct err *e) ST_CHECK;
+/* Dials anew, hands the registration over to the new connection and closes the old one when the calls on it
+ * are over: nothing is dropped. ST_EAGAIN when not registered or already moving. */
+int control_move(struct control *c, struct err *e) ST_CHECK;
 /* Something the coordinator has to know changed: registers anew, on this connection or the next. */
 void control_hello_again(struct control *c);
 /* Says goodbye and dials no more. The connection's end still needs the loop; control_free() after that, or

@@ -1,5 +1,7 @@
 #include "agent/handlers.h"
 
+#include "agent/identity.h"
+
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -358,6 +360,22 @@ static void on_release(struct rpc_call *call, const ProtobufCMessage *msg, void 
     rpc_on_cancel(call, waiting_cancelled, w);
 }
 
+static void on_trust(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)
+{
+    struct handlers *h = arg;
+    struct err e = {0};
+    uint8_t sha[32];
+    if (!from_coordinator(call))
+        return;
+    if (identity_update(h->identity, (const Strata__V1__TrustUpdate *)msg, sha, &e) < 0) {
+        rpc_fail(call, &e);
+        return;
+    }
+    Strata__V1__TrustReply r = STRATA__V1__TRUST_REPLY__INIT;
+    r.ca_sha256 = (ProtobufCBinaryData){.len = 32, .data = sha};
+    rpc_reply(call, &r.base);
+}
+
 int handlers_table(struct rpc_table **out, struct handlers *h, struct err *e)
 {
     static const struct rpc_method methods[] = {
@@ -365,7 +383,9 @@ int handlers_table(struct rpc_table **out, struct handlers *h, struct err *e)
         {"strata.v1.Layers", "Load", RPC_SERVER_STREAM, on_load},
         {"strata.v1.Layers", "Verify", RPC_UNARY, on_verify},
         {"strata.v1.Layers", "Release", RPC_UNARY, on_release},
+        {"strata.v1.Trust", "Update", RPC_UNARY, on_trust},
     };
-    const ProtobufCServiceDescriptor *const services[] = {&strata__v1__layers__descriptor};
-    return rpc_table_new(out, services, 1, methods, sizeof methods / sizeof *methods, h, e);
+    const ProtobufCServiceDescriptor *const services[] = {&strata__v1__layers__descriptor,
+                                                          &strata__v1__trust__descriptor};
+    return rpc_table_new(out, services, 2, methods, sizeof methods / sizeof *methods, h, e);
 }

@@ -5,12 +5,15 @@
 #include "agent/layers/layers.h"
 #include "common/rpc/rpc.h"
 
+struct identity;
+
 struct handlers {
     struct layers *layers;
     struct files *files;
     const struct clock *clock;
     const char *const *roots;
     size_t nroots;
+    struct identity *identity;
 };
 
 /* h is borrowed and must outlive every session that serves the table. */

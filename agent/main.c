@@ -9,11 +9,13 @@
 #include <unistd.h>
 
 #include "agent/agent.h"
+#include "agent/join.h"
 #include "common/base/fs.h"
 #include "common/tls/tls.h"
 
 static const char usage[] =
-    "usage: strata-agent run --config FILE\n"
+    "usage: strata-agent join HOST:PORT TOKEN [options]   (strata-agent join --help)\n"
+    "       strata-agent run --config FILE\n"
     "       strata-agent check-config --config FILE\n"
     "       strata-agent --version\n"
     "\n"
@@ -58,7 +60,10 @@ static int check_tls(const struct agent_config *c, struct err *e)
     const struct tls_cfg cfg = {.ca_file = c->ca_file,
                                 .cert_file = c->cert_file,
                                 .key_file = c->key_file,
-                                .trust_domain = c->trust_domain};
+                                .trust_domain = c->trust_domain,
+                                .ciphers = c->ciphers,
+                                .groups = c->groups,
+                                .crl_file = c->crl_file};
     struct tls_ctx *t;
     int rc = tls_ctx_new(&t, &cfg, clock_system(), e);
     if (rc < 0)
@@ -185,6 +190,8 @@ static int command(const char *verb, const char *file, struct err *e)
 
 int main(int argc, char **argv)
 {
+    if (argc > 1 && strcmp(argv[1], "join") == 0)
+        return agent_join(argc - 1, argv + 1);
     static const struct option options[] = {
         {"config", required_argument, NULL, 'c'},
         {"help", no_argument, NULL, 'h'},

@@ -29,8 +29,15 @@ struct bench_case {
 extern const struct bench_case bench_cases[];
 extern const size_t bench_cases_n;
 
+/* How the samples of ours lay, in the case's unit. */
+struct bench_spread {
+    size_t n; /* 0 = the case has one figure only */
+    double min, p50, mean, p90, p99, max, mad;
+};
+
 struct bench_result {
     double ours, peer;
+    struct bench_spread spread;
     bool ran;
     char why[200]; /* why it could not run here */
 };
@@ -46,6 +53,9 @@ struct bench_run {
 
 /* Writes the result of a case; the name must stand in the table. */
 void bench_put(struct bench_run *run, const char *area, const char *name, double ours, double peer);
+/* The same for a series: ours is its median. Sorts v. */
+void bench_put_series(struct bench_run *run, const char *area, const char *name, double *v, size_t n,
+                      double peer);
 /* Says why a case could not run. */
 void bench_skip(struct bench_run *run, const char *area, const char *name, const char *why);
 /* 1 met, 0 missed, -1 nothing to say (no aim, or it did not run). */
@@ -57,6 +67,10 @@ double bench_median(double *v, size_t n);
 
 int bench_print(const struct bench_run *run, const char *area, bool json);
 
+int bench_gpu(struct bench_run *run, struct err *e) ST_CHECK;
 int bench_rpc(struct bench_run *run, struct err *e) ST_CHECK;
+int bench_access(struct bench_run *run, struct err *e) ST_CHECK;
+int bench_audit(struct bench_run *run, struct err *e) ST_CHECK;
+int bench_tls(struct bench_run *run, struct err *e) ST_CHECK;
 
 #endif

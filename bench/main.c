@@ -9,7 +9,8 @@ static const struct {
     const char *name;
     int (*run)(struct bench_run *, struct err *);
 } areas[] = {
-    {"rpc", bench_rpc},
+    {"gpu", bench_gpu},     {"rpc", bench_rpc}, {"access", bench_access},
+    {"audit", bench_audit}, {"tls", bench_tls},
 };
 
 static int usage(FILE *to)

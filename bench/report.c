@@ -54,6 +54,12 @@ static json_t *one(const struct bench_case *c, const struct bench_result *r)
     json_object_set_new(j, "ratio", r->ran && r->peer > 0 ? json_real(r->ours / r->peer) : json_null());
     json_object_set_new(j, "aim", *aim ? json_string(aim) : json_null());
     json_object_set_new(j, "met", met < 0 ? json_null() : json_boolean(met));
+    if (r->ran && r->spread.n)
+        json_object_set_new(j, "spread",
+                            json_pack("{s:I,s:f,s:f,s:f,s:f,s:f,s:f,s:f}", "samples", (json_int_t)r->spread.n,
+                                      "min", r->spread.min, "p50", r->spread.p50, "mean", r->spread.mean,
+                                      "p90", r->spread.p90, "p99", r->spread.p99, "max", r->spread.max, "mad",
+                                      r->spread.mad));
     if (!r->ran)
         json_object_set_new(j, "why", json_string(*r->why ? r->why : "did not run"));
     return j;
@@ -81,7 +87,7 @@ int bench_print(const struct bench_run *run, const char *area, bool json)
         return print_json(run, area);
     char cpu[128];
     cpu_model(cpu);
-    printf("strata-bench %s%s on %s, %ld CPUs\n\n%-32s %-5s %12s %12s  %-17s %7s  %-15s %s\n", area,
+    printf("strata-bench %s%s on %s, %ld CPUs\n\n%-44s %-5s %12s %12s  %-17s %7s  %-15s %s\n", area,
            run->o.quick ? " --quick" : "", cpu, sysconf(_SC_NPROCESSORS_ONLN), "case", "unit", "ours", "peer",
            "peer is", "ratio", "aim", "met");
     for (size_t i = 0; i < bench_cases_n; i++) {
@@ -93,13 +99,13 @@ int bench_print(const struct bench_run *run, const char *area, bool json)
             continue;
         bench_aim_text(c, aim);
         if (r->ran)
-            printf("%-32s %-5s %12.4g %12.4g  %-17s %7.2f  %-15s %s\n", c->name, c->unit, r->ours, r->peer,
+            printf("%-44s %-5s %12.4g %12.4g  %-17s %7.2f  %-15s %s\n", c->name, c->unit, r->ours, r->peer,
                    c->peer_name, r->peer > 0 ? r->ours / r->peer : 0, aim,
                    met < 0 ? ""
                    : met   ? "yes"
                            : "NO");
         else
-            printf("%-32s %-5s %12s %12s  %-17s %7s  %-15s %s\n", c->name, c->unit, "-", "-", c->peer_name,
+            printf("%-44s %-5s %12s %12s  %-17s %7s  %-15s %s\n", c->name, c->unit, "-", "-", c->peer_name,
                    "-", aim, *r->why ? r->why : "did not run");
     }
     return fflush(stdout) ? ST_EIO : ST_OK;

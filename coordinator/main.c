@@ -11,9 +11,10 @@
 #include <unistd.h>
 
 #include "common/base/fs.h"
+#include "common/base/map.h"
 #include "common/base/str.h"
 #include "common/ticket/ticket.h"
-#include "coordinator/api/api.h"
+#include "coordinator/api/trust.h"
 
 static void usage(FILE *f)
 {
@@ -79,24 +80,6 @@ static int open_ticket_key(struct coord *c, struct err *e)
     return ST_OK;
 }
 
-static int open_tls(struct coord *c, struct err *e)
-{
-    char ca[1024], crt[1024], key[1024];
-    if (fs_join(ca, sizeof ca, c->cfg.tls_dir, "ca.crt") < 0 ||
-        fs_join(crt, sizeof crt, c->cfg.tls_dir, "coordinator.crt") < 0 ||
-        fs_join(key, sizeof key, c->cfg.tls_dir, "coordinator.key") < 0)
-        return err_set(e, ST_ELIMIT, "path too long: %s", c->cfg.tls_dir);
-    int rc = tls_ctx_new(
-        &c->tls,
-        &(struct tls_cfg){
-            .ca_file = ca, .cert_file = crt, .key_file = key, .trust_domain = c->cfg.trust_domain},
-        c->clock, e);
-    if (rc == ST_OK && tls_ctx_self(c->tls)->kind != TLS_COORDINATOR)
-        rc = err_set(e, ST_ETRUST, "%s is the certificate of %s, not of a coordinator", crt,
-                     tls_ctx_self(c->tls)->principal);
-    return rc;
-}
-
 static int take_policy(void *arg, const struct policy *p)
 {
     struct coord *c = arg;
@@ -117,6 +100,42 @@ static int take_epoch(void *arg, const struct store_node *n)
     return 0;
 }
 
+static int take_spool(void *arg, const struct store_node *n)
+{
+    struct err e;
+    return api_spool_load(arg, n->id, &e);
+}
+
+/* audit.db with what the configuration says of it; its key is made at the first start. */
+static int open_audit(struct coord *c, struct err *e)
+{
+    char key[1024];
+    if (fs_join(c->audit_path, sizeof c->audit_path, c->cfg.state_dir, "audit.db") < 0 ||
+        fs_join(key, sizeof key, c->cfg.state_dir, "audit.key") < 0)
+        return err_set(e, ST_ELIMIT, "path too long: %s", c->cfg.state_dir);
+    int rc = audit_key_open(&c->audit_key, key, e);
+    if (rc < 0)
+        return rc;
+    const struct config_audit *a = &c->cfg.audit;
+    return audit_open(&c->audit,
+                      &(struct audit_config){.path = c->audit_path,
+                                             .flush_ns = a->flush_ns,
+                                             .flush_rows = a->flush_rows,
+                                             .ring_rows = a->ring_rows,
+                                             .checkpoint_ns = a->checkpoint_ns,
+                                             .segment_rows = a->segment_rows,
+                                             .segment_us = (int64_t)(a->segment_ns / NS_PER_US),
+                                             .hot_segments = a->hot_segments,
+                                             .keep_us = (int64_t)(a->keep_ns / NS_PER_US),
+                                             .echo_fd = a->echo ? STDERR_FILENO : -1,
+                                             .lines_path = a->lines,
+                                             .syslog = a->syslog,
+                                             .signer = audit_key_signer(c->audit_key),
+                                             .clock = c->clock,
+                                             .log = &c->log},
+                      c->store, e);
+}
+
 static int open_stores(struct coord *c, struct err *e)
 {
     char state[1024];
@@ -124,21 +143,16 @@ static int open_stores(struct coord *c, struct err *e)
     int rc = fs_mkdirs(c->cfg.state_dir, 0750, e);
     if (rc < 0)
         return rc;
-    if (fs_join(state, sizeof state, c->cfg.state_dir, "state.db") < 0 ||
-        fs_join(c->audit_path, sizeof c->audit_path, c->cfg.state_dir, "audit.db") < 0)
+    if (fs_join(state, sizeof state, c->cfg.state_dir, "state.db") < 0)
         return err_set(e, ST_ELIMIT, "path too long: %s", c->cfg.state_dir);
     if ((rc = store_open(&c->store, &(struct store_config){.path = state, .log = &c->log}, e)) < 0 ||
-        (rc = audit_open(&c->audit,
-                         &(struct audit_config){.path = c->audit_path,
-                                                .clock = c->clock,
-                                                .log = &c->log,
-                                                .echo_fd = c->cfg.audit_echo ? STDERR_FILENO : -1},
-                         c->store, e)) < 0 ||
-        (rc = store_load_policies(c->store, take_policy, c, e)) < 0 ||
+        (rc = open_audit(c, e)) < 0 || (rc = store_load_policies(c->store, take_policy, c, e)) < 0 ||
         (rc = store_load_nodes(c->store, take_epoch, &epoch, e)) < 0)
         return rc;
     if ((rc = topo_new(&c->topo, c->cfg.suspect_ns, c->cfg.lost_ns, epoch)) < 0)
         return err_set(e, rc, "no memory for the registry");
+    if ((rc = store_load_nodes(c->store, take_spool, c, e)) < 0)
+        return rc;
     return store_load_nodes(c->store, take_node, c, e);
 }
 
@@ -155,6 +169,7 @@ static int open_jobs(struct coord *c, struct err *e)
                                 .agents_ctx = c,
                                 .policy = api_policy,
                                 .policy_ctx = c,
+                                .quota = c->quota,
                                 .links = api_links,
                                 .links_ctx = c,
                                 .changed = api_job_changed,
@@ -220,36 +235,45 @@ static int start(struct coord *c, struct err *e)
 {
     int rc;
     if (!(c->base = event_base_new()) || port_new(&c->port) < 0 || access_set_new(&c->access, c->rng) < 0 ||
-        quota_new(&c->quota, c->rng) < 0 || dsessions_init(c) < 0 || offload_new(&c->offload, c->port) < 0)
+        quota_new(&c->quota, c->rng) < 0 || dsessions_init(c) < 0 || map_new(&c->spools, c->rng) < 0 ||
+        offload_new(&c->offload, c->port) < 0)
         return err_set(e, ST_ERESOURCE,
                        "cannot make the event loop: out of memory, threads or file descriptors");
-    if ((rc = open_tls(c, e)) < 0 || (rc = open_stores(c, e)) < 0 || (rc = open_ticket_key(c, e)) < 0 ||
-        (rc = open_jobs(c, e)) < 0 || (rc = dsessions_load(c, e)) < 0 || (rc = api_table_new(c, e)) < 0 ||
-        (rc = store_start(c->store, c->port, e)) < 0 || (rc = first_admin(c, e)) < 0)
+    if ((rc = trust_new(c, e)) < 0 || (rc = open_stores(c, e)) < 0 || (rc = trust_load(c->trust, e)) < 0 ||
+        (rc = open_ticket_key(c, e)) < 0 || (rc = open_jobs(c, e)) < 0 || (rc = dsessions_load(c, e)) < 0 ||
+        (rc = api_table_new(c, e)) < 0 || (rc = store_start(c->store, c->port, e)) < 0 ||
+        (rc = first_admin(c, e)) < 0)
         return rc;
     /* What a policy stopped carrying while its sessions were being ended when the last run died. */
     dsessions_recheck(c, NULL, "coordinator");
     c->recheck_jobs = true;
-    return listen_now(c, e);
+    rc = listen_now(c, e);
+    return rc < 0 ? rc : trust_listen(c->trust, e);
 }
 
 /* Backwards: first nobody can ask, then what was asked is written down, then all is freed. */
 static void stop(struct coord *c)
 {
     jobs_stop(c->jobs);
+    if (c->trust && c->trust->enroll_udp)
+        quic_udp_free(c->trust->enroll_udp, 0, "the coordinator stops");
     if (c->udp)
         quic_udp_free(c->udp, 0, "the coordinator stops");
     c->stopping = true;
     offload_free(c->offload);
+    audit_reader_close(c->audit_reader);
     audit_close(c->audit);
+    audit_key_free(c->audit_key);
     store_close(c->store);
     if (c->port)
         port_drain(c->port);
+    api_spool_free(c);
     jobs_free(c->jobs);
     rpc_table_free(c->table);
     topo_free(c->topo);
     ticket_key_free(c->ticket_key);
     tls_ctx_unref(c->tls);
+    trust_free(c->trust);
     api_policies_fini(c);
     dsessions_fini(c);
     quota_free(c->quota);

@@ -22,7 +22,7 @@ missing_packages() {
 
 install_packages() {
   local miss
-  command -v dpkg-query >/dev/null || die "this set-up knows Debian 12 and newer; see docs/building.md for other systems"
+  command -v dpkg-query >/dev/null || die "this set-up knows Debian 12 and newer, whose packages deploy/deps.sh lists"
   miss=$(missing_packages)
   [ -z "$miss" ] && { say "system packages: all there"; return; }
   say "installing: $miss"

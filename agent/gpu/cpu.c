@@ -140,16 +140,17 @@ static void cpu_free(void *dev, void *mem, bool hung)
     free(m);
 }
 
-static int cpu_copy_in(void *dev, void *mem, uint64_t off, const void *src, uint64_t len, struct err *e)
+static int cpu_copy_in(void *dev, void *mem, uint64_t off, const void *src, uint64_t len, void *pin,
+                       struct err *e)
 {
-    (void)dev, (void)e;
+    (void)dev, (void)pin, (void)e;
     memcpy(((struct cpu_mem *)mem)->data + off, src, len);
     return ST_OK;
 }
 
-static int cpu_copy_out(void *dev, void *mem, uint64_t off, void *dst, uint64_t len, struct err *e)
+static int cpu_copy_out(void *dev, void *mem, uint64_t off, void *dst, uint64_t len, void *pin, struct err *e)
 {
-    (void)dev, (void)e;
+    (void)dev, (void)pin, (void)e;
     memcpy(dst, ((struct cpu_mem *)mem)->data + off, len);
     return ST_OK;
 }

@@ -243,9 +243,9 @@ static int bounce(struct gpu *dst, const struct gpu_part *d, struct gpu *src, co
     int rc = p ? ST_OK : err_set(e, ST_ENOMEM, "%s: no memory to copy through", dst->info.id);
     for (uint64_t at = 0; rc == ST_OK && at < s->len; at += chunk) {
         uint64_t n = s->len - at < chunk ? s->len - at : chunk;
-        rc = gpu_answer(src, src->ops->copy_out(src->dev, s->mem, s->off + at, p, n, e));
+        rc = gpu_answer(src, src->ops->copy_out(src->dev, s->mem, s->off + at, p, n, NULL, e));
         if (rc == ST_OK)
-            rc = gpu_answer(dst, dst->ops->copy_in(dst->dev, d->mem, d->off + at, p, n, e));
+            rc = gpu_answer(dst, dst->ops->copy_in(dst->dev, d->mem, d->off + at, p, n, NULL, e));
     }
     free(p);
     return rc;

@@ -14,7 +14,7 @@
 #include "common/base/clock.h"
 #include "common/base/str.h"
 
-static const struct gpu_ops *const gpu_backends[] = {&gpu_cpu, &gpu_vulkan};
+static const struct gpu_ops *const gpu_backends[] = {&gpu_cpu, &gpu_cuda, &gpu_vulkan};
 #define BACKENDS (sizeof gpu_backends / sizeof gpu_backends[0])
 
 #define GEN_MASK 0xffffffu /* handles stay below 2^56 */
@@ -100,10 +100,21 @@ static int list_check(const char *list, struct err *e)
         for (size_t b = 0; b < BACKENDS; b++)
             known |= strlen(gpu_backends[b]->name) == n && memcmp(gpu_backends[b]->name, p, n) == 0;
         if (!known)
-            return err_set(e, ST_EINVAL, "there is no backend \"%.*s\"; name \"cpu\" or \"vulkan\"", (int)n,
-                           p);
+            return err_set(e, ST_EINVAL, "there is no backend \"%.*s\"; name \"cpu\", \"cuda\" or \"vulkan\"",
+                           (int)n, p);
     }
     return ST_OK;
+}
+
+/* Is this the same card as one that an earlier backend of the table offers? Each is offered once, through the
+ * backend that stands first. */
+static bool twin(const struct gpu_set *s, const struct gpu_info *g)
+{
+    static const uint8_t none[16] = {0};
+    for (size_t i = 0; i < s->n; i++)
+        if (memcmp(s->info[i].uuid, g->uuid, sizeof g->uuid) == 0 && memcmp(g->uuid, none, sizeof none) != 0)
+            return true;
+    return false;
 }
 
 int gpu_set_new(struct gpu_set **out, const struct gpu_cfg *cfg, struct err *e)
@@ -124,13 +135,19 @@ int gpu_set_new(struct gpu_set **out, const struct gpu_cfg *cfg, struct err *e)
             return rc;
         }
         s->probed[b] = true;
-        for (size_t i = 0; i < n; i++, s->n++) {
+        size_t from = s->n;
+        for (size_t i = 0; i < n; i++) {
             struct gpu_info *g = &s->info[s->n];
+            if (g != &s->info[from + i])
+                *g = s->info[from + i];
+            if (!cfg->keep_twins && twin(s, g))
+                continue;
             s->ops[s->n] = ops;
             s->index[s->n] = i;
             s->dev_ctx[s->n] = s->ctx[b];
             str_copy(g->backend, sizeof g->backend, ops->name);
             snprintf(g->id, sizeof g->id, "%s:%zu", ops->name, i);
+            s->n++;
         }
     }
     *out = s;
@@ -183,6 +200,9 @@ void gpu_close(struct gpu *g)
     for (uint32_t i = 0; i < g->n; i++)
         if (g->v[i].mem)
             g->ops->free(g->dev, g->v[i].mem, g->hung);
+    for (size_t i = 0; i < GPU_MAX_PINS; i++)
+        if (g->pins[i].p)
+            g->ops->unpin(g->dev, g->pins[i].pin, g->hung);
     g->ops->close(g->dev, g->hung);
     free(g->v);
     free(g);
@@ -334,13 +354,64 @@ int gpu_range(struct gpu *g, uint64_t handle, uint64_t off, uint64_t len, struct
     return ST_OK;
 }
 
+/* The pin around a range of the host's memory. */
+static void *pin_of(const struct gpu *g, const void *p, uint64_t len)
+{
+    uintptr_t a = (uintptr_t)p;
+    for (size_t i = 0; i < GPU_MAX_PINS; i++) {
+        uintptr_t b = (uintptr_t)g->pins[i].p;
+        if (b && a >= b && a - b <= g->pins[i].len && len <= g->pins[i].len - (a - b))
+            return g->pins[i].pin;
+    }
+    return NULL;
+}
+
+int gpu_pin(struct gpu *g, void *p, uint64_t len, struct err *e)
+{
+    struct gpu_pin *place = NULL;
+    uintptr_t a = (uintptr_t)p;
+    int rc = lost_check(g, e);
+    if (rc < 0)
+        return rc;
+    if (!p || len == 0 || len > UINTPTR_MAX - a)
+        return err_set(e, ST_EINVAL, "%s: no memory to pin", g->info.id);
+    if (!g->ops->pin)
+        return err_set(e, ST_ENOTSUP, "%s: the device needs no pinned memory", g->info.id);
+    for (size_t i = 0; i < GPU_MAX_PINS; i++) {
+        uintptr_t b = (uintptr_t)g->pins[i].p;
+        if (!b)
+            place = place ? place : &g->pins[i];
+        else if (a < b + g->pins[i].len && b < a + len)
+            return err_set(e, ST_ECONFLICT, "%s: a part of this memory is pinned already", g->info.id);
+    }
+    if (!place)
+        return err_set(e, ST_ELIMIT, "%s: at most %d ranges of memory can be pinned", g->info.id,
+                       GPU_MAX_PINS);
+    if ((rc = gpu_answer(g, g->ops->pin(g->dev, p, len, &place->pin, e))) == ST_OK) {
+        place->p = p;
+        place->len = len;
+    }
+    return rc;
+}
+
+int gpu_unpin(struct gpu *g, void *p, struct err *e)
+{
+    for (size_t i = 0; p && i < GPU_MAX_PINS; i++)
+        if (g->pins[i].p == p) {
+            g->ops->unpin(g->dev, g->pins[i].pin, g->hung);
+            g->pins[i] = (struct gpu_pin){0};
+            return ST_OK;
+        }
+    return err_set(e, ST_ENOENT, "%s: this memory is not pinned", g->info.id);
+}
+
 int gpu_copy_in(struct gpu *g, uint64_t handle, uint64_t off, const void *src, uint64_t len, struct err *e)
 {
     struct gpu_buffer *b;
     int rc = gpu_range(g, handle, off, len, &b, e);
     if (rc < 0 || len == 0)
         return rc;
-    return gpu_answer(g, g->ops->copy_in(g->dev, b->mem, off, src, len, e));
+    return gpu_answer(g, g->ops->copy_in(g->dev, b->mem, off, src, len, pin_of(g, src, len), e));
 }
 
 int gpu_copy_out(struct gpu *g, uint64_t handle, uint64_t off, void *dst, uint64_t len, struct err *e)
@@ -349,7 +420,7 @@ int gpu_copy_out(struct gpu *g, uint64_t handle, uint64_t off, void *dst, uint64
     int rc = gpu_range(g, handle, off, len, &b, e);
     if (rc < 0 || len == 0)
         return rc;
-    return gpu_answer(g, g->ops->copy_out(g->dev, b->mem, off, dst, len, e));
+    return gpu_answer(g, g->ops->copy_out(g->dev, b->mem, off, dst, len, pin_of(g, dst, len), e));
 }
 
 int gpu_sync(struct gpu *g, struct err *e)

@@ -19,6 +19,7 @@
 
 #define GPU_MAX_DEVICES 16
 #define GPU_MAX_BUFFERS 4096 /* on one device */
+#define GPU_MAX_PINS 64
 
 enum gpu_support {
     GPU_REFERENCE, /* always there, complete, not fast */
@@ -49,9 +50,12 @@ struct gpu_rates {
 };
 
 struct gpu_cfg {
-    const char *backends;      /* comma list; NULL or "" = all */
+    const char *backends;     /* comma list; NULL or "" = all */
+    const char *cuda_library; /* NULL = libcuda.so.1 */
+    bool keep_twins; /* offer a card through every backend that sees it, not through the first only */
     uint64_t cpu_memory_bytes; /* limit of cpu:0; 0 = half of the machine's memory */
-    uint64_t wait_ns;          /* longest wait for a device before it counts as lost; 0 = 10 s */
+    uint64_t extent_bytes; /* cuts buffers of Vulkan devices into pieces of this; 0 = the driver's largest */
+    uint64_t wait_ns;      /* longest wait for a device before it counts as lost; 0 = 10 s */
 };
 
 struct gpu_set;
@@ -87,6 +91,11 @@ int gpu_copy_in(struct gpu *g, uint64_t handle, uint64_t off, const void *src, u
 int gpu_copy_out(struct gpu *g, uint64_t handle, uint64_t off, void *dst, uint64_t len,
                  struct err *e) ST_CHECK;
 int gpu_sync(struct gpu *g, struct err *e) ST_CHECK;
+/* Lets the device reach host memory directly: copies that lie wholly inside go without a staging copy. The
+ * memory stays mapped until gpu_unpin() or gpu_close(). ST_ENOTSUP where device or driver cannot (copies work
+ * all the same), ST_ECONFLICT when the range overlaps a pinned one, ST_ELIMIT, ST_EINVAL. */
+int gpu_pin(struct gpu *g, void *p, uint64_t len, struct err *e) ST_CHECK;
+int gpu_unpin(struct gpu *g, void *p, struct err *e) ST_CHECK; /* ST_ENOENT */
 /* From device memory to device memory, of one device or of two. The caller holds both devices. Ranges of one
  * buffer that overlap are ST_EINVAL; else as above. */
 int gpu_copy(struct gpu *dst, uint64_t dst_handle, uint64_t dst_off, struct gpu *src, uint64_t src_handle,

@@ -72,8 +72,12 @@ struct gpu_ops {
     void (*close)(void *dev, bool hung); /* all memory is freed, unless hung */
     int (*alloc)(void *dev, uint64_t bytes, void **mem, uint64_t *committed, struct err *e);
     void (*free)(void *dev, void *mem, bool hung);
-    int (*copy_in)(void *dev, void *mem, uint64_t off, const void *src, uint64_t len, struct err *e);
-    int (*copy_out)(void *dev, void *mem, uint64_t off, void *dst, uint64_t len, struct err *e);
+    /* pin: of this device, around all of the host's range; or NULL. */
+    int (*copy_in)(void *dev, void *mem, uint64_t off, const void *src, uint64_t len, void *pin,
+                   struct err *e);
+    int (*copy_out)(void *dev, void *mem, uint64_t off, void *dst, uint64_t len, void *pin, struct err *e);
+    int (*pin)(void *dev, void *p, uint64_t len, void **pin, struct err *e); /* NULL = cannot */
+    void (*unpin)(void *dev, void *pin, bool hung);
     int (*sync)(void *dev, struct err *e);
     int (*copy)(void *dev, void *dst, uint64_t dst_off, void *src, uint64_t src_off, uint64_t len,
                 struct err *e);
@@ -94,12 +98,19 @@ struct gpu_buffer {
     uint32_t gen, next_free;
 };
 
+struct gpu_pin {
+    uint8_t *p; /* NULL = free place */
+    uint64_t len;
+    void *pin;
+};
+
 struct gpu {
     const struct gpu_ops *ops;
     struct gpu_info info;
     void *dev;
     struct gpu_buffer *v;       /* grows up to GPU_MAX_BUFFERS */
     uint32_t n, cap, free_head; /* free_head: index + 1, 0 = none */
+    struct gpu_pin pins[GPU_MAX_PINS];
     bool hung;
     _Atomic uint64_t allocated, limit;
     _Atomic uint32_t buffers;
@@ -112,7 +123,7 @@ int gpu_range(struct gpu *g, uint64_t handle, uint64_t off, uint64_t len, struct
 /* Every answer of a backend passes here, so that a fatal one marks the device. */
 int gpu_answer(struct gpu *g, int rc);
 
-extern const struct gpu_ops gpu_cpu, gpu_vulkan;
+extern const struct gpu_ops gpu_cpu, gpu_cuda, gpu_vulkan;
 
 /* For tests: makes the driver report a lost device from the next call on, as a real loss would. */
 void gpu_vulkan_lose(struct gpu *g);

@@ -13,7 +13,7 @@
 
 #define JOIN_NS NS_PER_S
 
-static const struct monitor_source *const sources[] = {&monitor_host};
+static const struct monitor_source *const sources[] = {&monitor_host, &monitor_nvml, &monitor_drm};
 
 struct device {
     const struct monitor_source *source; /* NULL = none knows it */

@@ -26,6 +26,6 @@ static inline void sample_put(struct sample *s, enum gpu_field f, double v)
     s->told |= 1u << f;
 }
 
-extern const struct monitor_source monitor_host;
+extern const struct monitor_source monitor_host, monitor_drm, monitor_nvml;
 
 #endif

@@ -143,7 +143,7 @@ int vk_dispatch(struct vk_dev *d, enum vk_pipe_id id, const VkDescriptorBufferIn
     struct piece *p;
     size_t slot = d->next_piece++ % PIECES;
     VkWriteDescriptorSet w[VK_MAX_BINDINGS];
-    p = &d->piece[slot];
+    p = &d->work->piece[slot];
     int rc = vk_wait_for(d, p->done, e);
     if (rc < 0)
         return rc;
@@ -200,7 +200,7 @@ static int sum_need(struct vk_dev *d, struct err *e)
         return ST_OK;
     int rc = vk_buffer_make(d, SUM_BYTES,
                             VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | VK_MEMORY_PROPERTY_HOST_COHERENT_BIT,
-                            VK_MEMORY_PROPERTY_HOST_CACHED_BIT, &d->sum, &d->sum_mem, NULL, e);
+                            VK_MEMORY_PROPERTY_HOST_CACHED_BIT, &d->sum, &d->sum_mem, e);
     if (rc < 0) {
         d->sum = VK_NULL_HANDLE;
         d->sum_mem = VK_NULL_HANDLE;

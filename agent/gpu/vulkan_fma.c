@@ -37,7 +37,7 @@ int vk_measure_fma(void *dev, uint64_t budget_ns, double *rate, struct err *e)
     uint64_t until = 0, took = 0, ns = 0;
     double flop = 0;
     int rc = vk_buffer_make(d, (uint64_t)GROUPS * GROUP_SIZE * 16, VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT, 0,
-                            &out.buffer, &mem, NULL, e);
+                            &out.buffer, &mem, e);
     if (rc < 0)
         return rc;
     if ((rc = vk_pipe_need(d, VK_PIPE_FMA, e)) == ST_OK)

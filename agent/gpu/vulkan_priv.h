@@ -6,20 +6,31 @@
 #include <volk.h>
 
 #include "agent/gpu/gpu_priv.h"
+#include "agent/gpu/suballoc.h"
 
 #define VK_MAX_FOUND 32 /* physical devices looked at */
 
 struct vk_ctx {
     VkInstance instance;
     VkPhysicalDevice phys[GPU_MAX_DEVICES];
-    uint64_t wait_ns;
+    uint64_t wait_ns, extent_bytes; /* 0 = the driver's largest */
 };
 
 #define PIECES 4
 #define PIECE_BYTES (2ull << 20)
 struct piece {
     VkCommandBuffer cmd;
+    struct vk_queue *q;
     uint64_t done; /* the semaphore's value once its last submission is complete */
+};
+
+/* A queue and what its submissions are recorded in. */
+struct vk_queue {
+    VkQueue queue;
+    VkCommandPool pool;
+    uint32_t family;
+    VkPipelineStageFlags stages; /* that its work may be in */
+    struct piece piece[PIECES];
 };
 
 enum vk_pipe_id { VK_PIPE_CHECKSUM, VK_PIPE_AXPB, VK_PIPE_MATMUL, VK_PIPE_FMA, VK_PIPES };
@@ -33,42 +44,72 @@ struct vk_pipe { /* made at first use */
     VkDescriptorSet set[PIECES]; /* one for each piece */
 };
 
+struct vk_block;
+
 struct vk_dev {
     char id[24];
     uint64_t wait_ns;
+    VkPhysicalDevice phys;
     VkPhysicalDeviceMemoryProperties types;
     VkDevice dev;
     struct VolkDeviceTable t;
-    VkQueue queue;
-    VkCommandPool pool;
-    VkSemaphore sem;
+    struct vk_queue queue[2]; /* [0] computes; [1] only moves bytes, where the device has such a family */
+    struct vk_queue *work, *move, *last;
+    VkSemaphore sem; /* its value counts the submissions to either queue; the calls do not overlap */
     uint64_t submitted;
     VkBuffer staging;
     VkDeviceMemory staging_mem;
     uint8_t *map;
-    struct piece piece[PIECES];
     size_t next_piece; /* of a dispatch */
     struct vk_pipe pipe[VK_PIPES];
     VkBuffer sum; /* where the checksum kernel adds up */
     VkDeviceMemory sum_mem;
     uint32_t *sum_map;
     uint64_t bind_align, bind_max; /* of a storage binding */
+    uint64_t extent_bytes;         /* of one VkBuffer of ours */
+    struct vk_block *blocks;
+    uint64_t import_align; /* of host memory; 0 = the driver cannot import it */
+    bool tells_budget;
+    uint64_t budget_left, budget_at_ns; /* as last told; at 0 = never */
 };
 
+/* A buffer: VkBuffers of extent_bytes each, the last one shorter. */
+struct vk_extent {
+    VkBuffer buf;
+    VkDeviceMemory mem;     /* its own, or */
+    struct vk_block *block; /* a place in a block */
+    uint64_t off, len;
+};
 struct vk_mem {
+    uint64_t bytes, extent_bytes; /* bytes: rounded up to words */
+    uint32_t n;
+    struct vk_extent x[];
+};
+
+/* Host memory that the device reaches directly. */
+struct vk_pin {
     VkBuffer buf;
     VkDeviceMemory mem;
-    uint64_t bytes; /* rounded up to words */
+    uint8_t *base;
 };
 
 /* The backend's table row of a VkResult, as an error of `id`. */
 int vk_error(VkResult r, const char *id, const char *what, struct err *e);
 
+bool vk_has_extension(VkPhysicalDevice p, const char *name);
 int vk_probe(void **ctx, const struct gpu_cfg *cfg, struct gpu_info *v, size_t cap, size_t *n, struct err *e);
 void vk_fini(void *ctx);
 
 int vk_buffer_make(struct vk_dev *d, uint64_t bytes, VkMemoryPropertyFlags want, VkMemoryPropertyFlags like,
-                   VkBuffer *buf, VkDeviceMemory *mem, uint64_t *committed, struct err *e);
+                   VkBuffer *buf, VkDeviceMemory *mem, struct err *e);
+/* Memory of a buffer, not cleared. Small ones share blocks, large ones have extents. */
+int vk_mem_new(struct vk_dev *d, uint64_t bytes, struct vk_mem **out, uint64_t *committed, struct err *e);
+/* destroy: what the device holds of it, too. */
+void vk_mem_free(struct vk_dev *d, struct vk_mem *m, bool destroy);
+void vk_blocks_fini(struct vk_dev *d);
+int vk_pin(void *dev, void *p, uint64_t len, void **pin, struct err *e);
+void vk_unpin(void *dev, void *pin, bool hung);
+
 /* All submissions up to `value` are complete; bounded. */
 int vk_wait_for(struct vk_dev *d, uint64_t value, struct err *e);
 /* Recording of one piece: its last submission must be complete. */

@@ -55,7 +55,7 @@ static const char *vendor_name(uint32_t id)
     }
 }
 
-static bool has_extension(VkPhysicalDevice p, const char *name)
+bool vk_has_extension(VkPhysicalDevice p, const char *name)
 {
     VkExtensionProperties v[512];
     uint32_t n = sizeof v / sizeof v[0];
@@ -75,7 +75,7 @@ static void heap_sizes(VkPhysicalDevice p, struct gpu_info *g)
     VkPhysicalDeviceMemoryBudgetPropertiesEXT budget = {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_BUDGET_PROPERTIES_EXT};
     VkPhysicalDeviceMemoryProperties2 m = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_PROPERTIES_2};
-    bool told = has_extension(p, VK_EXT_MEMORY_BUDGET_EXTENSION_NAME);
+    bool told = vk_has_extension(p, VK_EXT_MEMORY_BUDGET_EXTENSION_NAME);
     if (told)
         m.pNext = &budget;
     vkGetPhysicalDeviceMemoryProperties2(p, &m);
@@ -121,9 +121,8 @@ static bool describe(VkPhysicalDevice p, struct gpu_info *g)
     str_copy(g->vendor, sizeof g->vendor, vendor_name(basic.vendorID));
     snprintf(g->driver, sizeof g->driver, "%.40s %.50s", drv.driverName, drv.driverInfo);
     memcpy(g->uuid, ids.deviceUUID, sizeof g->uuid);
-    g->max_buffer_bytes = m3.maxMemoryAllocationSize & ~(uint64_t)0xffff;
-    if (g->max_buffer_bytes > g->limit_bytes)
-        g->max_buffer_bytes = g->limit_bytes;
+    g->max_buffer_bytes =
+        g->limit_bytes; /* larger than one allocation of the driver, it is cut into several */
     g->software =
         basic.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU || drv.driverID == VK_DRIVER_ID_MESA_LLVMPIPE;
     g->support = g->software ? GPU_SOFTWARE : GPU_SUPPORTED;
@@ -143,6 +142,7 @@ int vk_probe(void **ctx, const struct gpu_cfg *cfg, struct gpu_info *v, size_t c
         return err_set(e, ST_ENOMEM, "vulkan: no memory to look for devices");
     *ctx = c;
     *n = 0;
+    c->extent_bytes = cfg->extent_bytes;
     c->wait_ns = cfg->wait_ns ? cfg->wait_ns : 10 * NS_PER_S;
     if (volkInitialize() != VK_SUCCESS || volkGetInstanceVersion() < VK_API_VERSION_1_2)
         return ST_OK;

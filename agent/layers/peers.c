@@ -18,6 +18,7 @@ struct peer {
     struct resolve *resolve;
     struct rpc_session *session;
     bool up, closing;
+    unsigned generation; /* of our certificate when it was dialled */
     struct fetch *fetches;
     struct event *idle;
     struct peer *next;
@@ -26,7 +27,7 @@ struct peer {
 struct peers {
     struct peers_cfg cfg;
     struct peer *head;
-    unsigned n;
+    unsigned n, generation;
 };
 
 struct fetch {
@@ -218,10 +219,28 @@ static void on_idle(evutil_socket_t fd, short what, void *arg)
     rpc_session_close(p->session, 0, "idle");
 }
 
+/* A connection lives no longer than the certificates it was made with: from the last third of the peer's, or
+ * once ours was renewed, fetches to come get a new one. The old one ends when it is idle. */
+static bool stale(const struct peer *p)
+{
+    if (p->generation != p->owner->generation)
+        return true;
+    if (!p->up || !p->session)
+        return false;
+    const struct tls_identity *id = rpc_session_peer(p->session);
+    int64_t life = id->not_after_us - id->not_before_us;
+    return clock_wall_us(p->owner->cfg.clock) > id->not_after_us - life / 3;
+}
+
+void peers_renewed(struct peers *p)
+{
+    p->generation++;
+}
+
 static int peer_get(struct peers *o, const char *node, const char *address, struct peer **out, struct err *e)
 {
     for (struct peer *p = o->head; p; p = p->next)
-        if (!p->closing && strcmp(p->node, node) == 0 && strcmp(p->address, address) == 0) {
+        if (!p->closing && !stale(p) && strcmp(p->node, node) == 0 && strcmp(p->address, address) == 0) {
             *out = p;
             return ST_OK;
         }
@@ -231,6 +250,7 @@ static int peer_get(struct peers *o, const char *node, const char *address, stru
     if (!p)
         return err_set(e, ST_ENOMEM, "no memory for the connection to agent %s", node);
     p->owner = o;
+    p->generation = o->generation;
     if (!str_copy(p->node, sizeof p->node, node) || !str_copy(p->address, sizeof p->address, address)) {
         free(p);
         return err_set(e, ST_EINVAL, "the name or address of agent '%.100s' is too long", node);

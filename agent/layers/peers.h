@@ -31,6 +31,8 @@ struct fetch_ops {
 int peers_new(struct peers **out, const struct peers_cfg *cfg, struct err *e) ST_CHECK;
 /* After the endpoint is gone, so that no session is left. */
 void peers_free(struct peers *p);
+/* Our certificate was replaced: fetches to come go over new connections. */
+void peers_renewed(struct peers *p);
 /* Closes all connections: fetches end with ST_EUNREACH. */
 void peers_close(struct peers *p);
 

@@ -14,7 +14,8 @@
 struct serve {
     struct serve_cfg cfg;
     uint8_t pub[TICKET_PUB_LEN];
-    bool have_pub;
+    bool have_pub, have_before;
+    uint8_t before[TICKET_PUB_LEN]; /* the key that pub replaced */
     unsigned active;
     struct log_limit refused;
 };
@@ -204,8 +205,13 @@ static int allowed(struct serve *o, struct rpc_call *call, const Strata__V1__Fet
     if (rq->ticket.len == 0)
         return err_reason(e, ST_EDENIED, "NO_TICKET",
                           "a fetch from node %s needs a ticket of the coordinator", o->cfg.node);
-    int rc = ticket_verify(o->pub, rq->ticket.data, rq->ticket.len, clock_wall_us(o->cfg.clock), o->cfg.node,
-                           who->spki_sha256, &t, e);
+    int64_t now = clock_wall_us(o->cfg.clock);
+    int rc =
+        ticket_verify(o->pub, rq->ticket.data, rq->ticket.len, now, o->cfg.node, who->spki_sha256, &t, e);
+    /* The key was rotated: what the one before it signed is honoured until it ends. */
+    if (rc < 0 && o->have_before && !strcmp(e->reason, "TICKET_FORGED"))
+        rc = ticket_verify(o->before, rq->ticket.data, rq->ticket.len, now, o->cfg.node, who->spki_sha256, &t,
+                           e);
     if (rc < 0)
         return rc;
     if (t.purpose != TICKET_FETCH)
@@ -312,6 +318,10 @@ void serve_free(struct serve *s)
 
 void serve_set_key(struct serve *s, const uint8_t pub[TICKET_PUB_LEN])
 {
+    if (s->have_pub && memcmp(s->pub, pub, TICKET_PUB_LEN)) {
+        memcpy(s->before, s->pub, TICKET_PUB_LEN);
+        s->have_before = true;
+    }
     memcpy(s->pub, pub, TICKET_PUB_LEN);
     s->have_pub = true;
 }

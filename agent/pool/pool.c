@@ -12,7 +12,18 @@
 
 #include "common/base/str.h"
 
-enum op_kind { OP_ALLOC, OP_WRITE, OP_READ, OP_DIGEST, OP_RELEASE, OP_USAGE };
+enum op_kind {
+    OP_ALLOC,
+    OP_WRITE,
+    OP_READ,
+    OP_DIGEST,
+    OP_RELEASE,
+    OP_USAGE,
+    OP_COPY,
+    OP_SYNC,
+    OP_EXEC,
+    OP_MONITOR
+};
 
 struct op {
     struct tenant *t;
@@ -20,12 +31,16 @@ struct op {
     enum op_kind kind;
     char device[32];
     uint64_t buffer, off, n;
+    uint64_t from, from_off; /* COPY */
     struct worker_slot slot;
+    struct gpu_exec exec;
     union {
         tenant_alloc_fn alloc;
         tenant_done_fn done;
         tenant_digest_fn digest;
         tenant_usage_fn usage;
+        tenant_exec_fn exec;
+        tenant_monitor_fn monitor;
     } fn;
     void *arg;
 };
@@ -94,7 +109,15 @@ static void op_end(struct op *o, int rc, const char *why, const struct worker_re
     case OP_WRITE:
     case OP_READ:
     case OP_RELEASE:
+    case OP_COPY:
+    case OP_SYNC:
         o->fn.done(o->arg, rc, &e);
+        break;
+    case OP_EXEC:
+        o->fn.exec(o->arg, rc, &e, r ? r->value : 0);
+        break;
+    case OP_MONITOR:
+        o->fn.monitor(o->arg, rc, &e, r && rc == ST_OK ? r->readings : NULL);
         break;
     case OP_USAGE:
         o->fn.usage(o->arg, rc, &e, r ? usage_of(o, r) : NULL);
@@ -135,6 +158,16 @@ static int submit(struct op *o)
     case OP_USAGE:
         rc = worker_device_find(w, o->device, &device);
         return rc < 0 ? rc : worker_stat(w, on_op, o);
+    case OP_COPY:
+        return worker_copy(w, o->buffer, o->off, o->from, o->from_off, o->n, on_op, o);
+    case OP_SYNC:
+        rc = worker_device_find(w, o->device, &device);
+        return rc < 0 ? rc : worker_sync(w, device, on_op, o);
+    case OP_EXEC:
+        return worker_exec(w, &o->exec, on_op, o);
+    case OP_MONITOR:
+        rc = worker_device_find(w, o->device, &device);
+        return rc < 0 ? rc : worker_monitor(w, device, on_op, o);
     }
     return ST_EINTERNAL;
 }
@@ -382,6 +415,38 @@ int tenant_usage(struct tenant *t, const char *device, tenant_usage_fn fn, void 
 {
     struct op o = {.kind = OP_USAGE, .fn.usage = fn, .arg = arg};
     return on_device(t, &o, device, e);
+}
+
+int tenant_sync(struct tenant *t, const char *device, tenant_done_fn fn, void *arg, struct err *e)
+{
+    struct op o = {.kind = OP_SYNC, .fn.done = fn, .arg = arg};
+    return on_device(t, &o, device, e);
+}
+
+int tenant_monitor(struct tenant *t, const char *device, tenant_monitor_fn fn, void *arg, struct err *e)
+{
+    struct op o = {.kind = OP_MONITOR, .fn.monitor = fn, .arg = arg};
+    return on_device(t, &o, device, e);
+}
+
+int tenant_exec(struct tenant *t, const struct gpu_exec *x, tenant_exec_fn fn, void *arg, struct err *e)
+{
+    return op_queue(t, &(struct op){.kind = OP_EXEC, .exec = *x, .fn.exec = fn, .arg = arg}, e);
+}
+
+int tenant_copy(struct tenant *t, uint64_t to, uint64_t to_off, uint64_t from, uint64_t from_off, uint64_t n,
+                tenant_done_fn fn, void *arg, struct err *e)
+{
+    return op_queue(t,
+                    &(struct op){.kind = OP_COPY,
+                                 .buffer = to,
+                                 .off = to_off,
+                                 .from = from,
+                                 .from_off = from_off,
+                                 .n = n,
+                                 .fn.done = fn,
+                                 .arg = arg},
+                    e);
 }
 
 bool tenant_slot(struct tenant *t, struct worker_slot *out)

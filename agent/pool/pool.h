@@ -85,6 +85,18 @@ int tenant_release(struct tenant *t, uint64_t buffer, tenant_done_fn fn, void *a
 /* What the worker holds on the device; NULL unless rc is ST_OK. */
 typedef void (*tenant_usage_fn)(void *arg, int rc, const struct err *e, const struct worker_usage *u);
 int tenant_usage(struct tenant *t, const char *device, tenant_usage_fn fn, void *arg, struct err *e) ST_CHECK;
+/* From buffer to buffer of this worker; see worker_copy(). */
+int tenant_copy(struct tenant *t, uint64_t to, uint64_t to_off, uint64_t from, uint64_t from_off, uint64_t n,
+                tenant_done_fn fn, void *arg, struct err *e) ST_CHECK;
+/* Everything that was asked of the device before is complete. */
+int tenant_sync(struct tenant *t, const char *device, tenant_done_fn fn, void *arg, struct err *e) ST_CHECK;
+/* A kernel; the handles of its spans are buffers. */
+typedef void (*tenant_exec_fn)(void *arg, int rc, const struct err *e, uint64_t value);
+int tenant_exec(struct tenant *t, const struct gpu_exec *x, tenant_exec_fn fn, void *arg,
+                struct err *e) ST_CHECK;
+typedef void (*tenant_monitor_fn)(void *arg, int rc, const struct err *e, const struct gpu_readings *r);
+int tenant_monitor(struct tenant *t, const char *device, tenant_monitor_fn fn, void *arg,
+                   struct err *e) ST_CHECK;
 int tenant_pid(const struct tenant *t);       /* 0 once the worker is gone */
 unsigned tenant_uses(const struct tenant *t); /* by all users together */
 /* Ends the worker; on_died follows. For one that does not let go of what it was told to free. */

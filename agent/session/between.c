@@ -1,6 +1,6 @@
 /*
- * From buffer to buffer on this node, through staging slots of the worker; and offers, with which another
- * node reads a part of a buffer once.
+ * From buffer to buffer on this node, within the worker, a piece at a time so that an end does not wait for
+ * the whole; and offers, with which another node reads a part of a buffer once.
  */
 #include <inttypes.h>
 #include <openssl/crypto.h>
@@ -10,12 +10,13 @@
 #include "agent/session/session_priv.h"
 #include "common/base/str.h"
 
+#define PIECE_BYTES (64ull << 20)
+
 struct between {
     struct work w;
     struct buffer *to, *from;
     uint64_t to_off, from_off, total, moved;
-    size_t n; /* on its way */
-    struct worker_slot slot;
+    uint64_t n; /* on its way */
     bool busy, stopped;
 };
 
@@ -63,7 +64,7 @@ static void finish(struct between *c, int rc, const struct err *e)
 
 static void next(struct between *c);
 
-static void written(void *arg, int rc, const struct err *e)
+static void copied(void *arg, int rc, const struct err *e)
 {
     struct between *c = arg;
     c->busy = false;
@@ -76,46 +77,16 @@ static void written(void *arg, int rc, const struct err *e)
         next(c);
 }
 
-static void read_done(void *arg, int rc, const struct err *e)
-{
-    struct between *c = arg;
-    struct tenant *t = c->w.s->tenant;
-    struct err why = *e;
-    if (rc == ST_OK && !c->stopped)
-        rc = tenant_write(t, c->to->memory, c->to_off + c->moved, &c->slot, (uint32_t)c->n, written, c, &why);
-    else if (rc == ST_OK)
-        rc = ST_ECANCELED;
-    if (rc == ST_OK)
-        return; /* the slot is the worker's and comes back by itself */
-    c->busy = false;
-    tenant_slot_put(t, &c->slot);
-    if (c->stopped)
-        settle(c);
-    else
-        finish(c, rc, &why);
-}
-
-static void on_slot(struct work *w)
-{
-    next((struct between *)w);
-}
-
 static void next(struct between *c)
 {
-    struct tenant *t = c->w.s->tenant;
     struct err e;
-    if (!tenant_slot(t, &c->slot)) {
-        c->w.on_slot = on_slot;
-        return;
-    }
     uint64_t left = c->total - c->moved;
-    c->n = left < c->slot.bytes ? (size_t)left : c->slot.bytes;
+    c->n = left < PIECE_BYTES ? left : PIECE_BYTES;
     c->busy = true;
-    int rc =
-        tenant_read(t, c->from->memory, c->from_off + c->moved, &c->slot, (uint32_t)c->n, read_done, c, &e);
+    int rc = tenant_copy(c->w.s->tenant, c->to->memory, c->to_off + c->moved, c->from->memory,
+                         c->from_off + c->moved, c->n, copied, c, &e);
     if (rc < 0) {
         c->busy = false;
-        tenant_slot_put(t, &c->slot);
         finish(c, rc, &e);
     }
 }

@@ -396,6 +396,14 @@ int sessions_table(struct rpc_table **out, struct sessions *ss, struct err *e)
         &strata__v1__memory__descriptor,
         &strata__v1__memory_source__descriptor,
     };
-    return rpc_table_new(out, services, sizeof services / sizeof *services, methods,
-                         sizeof methods / sizeof *methods, ss, e);
+    struct rpc_table *more = NULL;
+    int rc = rpc_table_new(out, services, sizeof services / sizeof *services, methods,
+                           sizeof methods / sizeof *methods, ss, e);
+    if (rc < 0)
+        return rc;
+    if ((rc = device_table(&more, ss, e)) == ST_OK && (rc = rpc_table_join(*out, more, e)) < 0)
+        rpc_table_free(more);
+    if (rc < 0)
+        rpc_table_free(*out);
+    return rc;
 }

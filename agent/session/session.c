@@ -371,7 +371,11 @@ static int check_ticket(struct sessions *ss, struct rpc_call *call, const uint8_
             e, ST_EUNREACH, "NOT_REPORTED",
             "node %s has not yet heard from the coordinator which tickets are revoked; try again",
             ss->cfg.node);
-    int rc = ticket_verify(ss->pub, p, n, wall_us(ss), ss->cfg.node, rpc_peer(call)->spki_sha256, t, e);
+    const uint8_t *holder = rpc_peer(call)->spki_sha256;
+    int rc = ticket_verify(ss->pub, p, n, wall_us(ss), ss->cfg.node, holder, t, e);
+    /* The key was rotated: what the one before it signed is honoured until it ends. */
+    if (rc < 0 && ss->have_before && !strcmp(e->reason, "TICKET_FORGED"))
+        rc = ticket_verify(ss->before, p, n, wall_us(ss), ss->cfg.node, holder, t, e);
     if (rc < 0)
         return rc;
     if (t->purpose != TICKET_DEVICE)
@@ -714,6 +718,10 @@ void sessions_gone(struct sessions *ss, struct rpc_session *rpc)
 
 void sessions_set_key(struct sessions *ss, const uint8_t pub[TICKET_PUB_LEN])
 {
+    if (ss->have_pub && memcmp(ss->pub, pub, TICKET_PUB_LEN)) {
+        memcpy(ss->before, ss->pub, TICKET_PUB_LEN);
+        ss->have_before = true;
+    }
     memcpy(ss->pub, pub, TICKET_PUB_LEN);
     ss->have_pub = true;
 }

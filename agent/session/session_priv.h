@@ -126,6 +126,8 @@ struct sessions {
     struct event *change;
     uint8_t pub[TICKET_PUB_LEN];
     bool have_pub, trusted, closing, change_urgent;
+    bool have_before;
+    uint8_t before[TICKET_PUB_LEN]; /* the key that pub replaced */
     int64_t floor_us; /* tickets issued before are refused: more ended sessions than could be remembered */
     struct log_limit refused;
 };
@@ -197,5 +199,9 @@ int offer_make(struct session *s, struct buffer *b, const Strata__V1__OfferReque
                struct err *e) ST_CHECK;
 struct offer *offer_take(struct sessions *ss, const ProtobufCBinaryData *token, const char *node);
 void offers_drop(struct session *s, const struct buffer *b); /* b NULL = all */
+
+/* ---- device.c ---- */
+
+int device_table(struct rpc_table **out, struct sessions *ss, struct err *e) ST_CHECK; /* Compute, Monitor */
 
 #endif

@@ -83,9 +83,12 @@ static int device_need(struct executor *x, struct gpu **g, struct err *e)
     if (*g)
         return ST_OK;
     int rc = gpu_open(g, x->cfg.set, x->cfg.device, e);
-    if (rc == ST_OK)
-        atomic_store(&x->gpu, *g);
-    return rc;
+    if (rc < 0)
+        return rc;
+    /* So that bytes are copied once; a device or driver that cannot copies twice, as before. */
+    (void)!gpu_pin(*g, x->cfg.ring, (uint64_t)x->cfg.slots * x->cfg.slot_bytes, NULL);
+    atomic_store(&x->gpu, *g);
+    return ST_OK;
 }
 
 static int copy(struct executor *x, const struct wire_req *r, struct err *e)

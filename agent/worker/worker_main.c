@@ -16,6 +16,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "agent/gpu/doctor.h"
 #include "agent/gpu/gpu.h"
 #include "agent/gpu/monitor.h"
 #include "agent/worker/executor.h"
@@ -217,8 +218,28 @@ static int serve(struct main *m)
     }
 }
 
+static void doctor_line(void *arg, enum doctor_level l, const char *subject, const char *finding,
+                        const char *advice)
+{
+    (void)arg;
+    printf("%s\t%s\t%s\t%s\n", doctor_level_name(l), subject, finding, advice);
+}
+
+/* For `strata gpu doctor`: findings, a line each, tabs between. */
+static int doctor(void)
+{
+    struct gpu_set *set = NULL;
+    struct err e = {0};
+    if (gpu_set_new(&set, &(struct gpu_cfg){0}, &e) < 0)
+        return fail(EXIT_START, e.text);
+    doctor_run(&(struct doctor_cfg){.set = set}, doctor_line, NULL);
+    return fflush(stdout) ? EXIT_START : 0;
+}
+
 int main(int argc, char **argv)
 {
+    if (argc == 2 && strcmp(argv[1], "--doctor") == 0)
+        _exit(doctor());
     struct main *m = calloc(1, sizeof *m);
     struct err e = {0};
     prctl(PR_SET_PDEATHSIG, SIGKILL);

@@ -40,6 +40,8 @@ static int open_ep(struct side *s, int port, struct tls_ctx *tls, const struct q
         quic_limits_control(&cfg.limits);
     else
         quic_limits_bulk(&cfg.limits);
+    if (port == PORT_SMALL)
+        cfg.limits.max_packet = 1452; /* Ethernet, less IPv6 and UDP */
     rng_system()->fill(rng_system()->arg, cfg.reset_secret, sizeof cfg.reset_secret);
     return quic_udp_new(&s->udp[port], &s->ep[port], s->base, port == PORT_CALLS ? 0 : 1, "127.0.0.1:0", &cfg,
                         e);
@@ -108,6 +110,9 @@ static void early_down(struct quic_conn *c, const struct quic_close *why, void *
 
 struct source {
     struct side *side;
+    bool hashed;
+    struct digest digest;
+    uint8_t trailer[DIGEST_LEN];
     uint64_t left;
     size_t asked;
     uint8_t ask[8];
@@ -123,10 +128,18 @@ static void pour(struct quic_stream *st, void *arg)
     struct source *src = arg;
     while (src->left) {
         size_t n = src->left < CHUNK ? (size_t)src->left : CHUNK;
-        if (quic_stream_write_ref(st, src->side->data, n, n == src->left, sent, NULL) < 0)
+        if (quic_stream_write_ref(st, src->side->data, n, n == src->left && !src->hashed, sent, NULL) < 0)
             return; /* ST_EAGAIN: on_writable comes back here */
+        digest_add(&src->digest, src->side->data, n);
         src->left -= n;
     }
+    if (!src->hashed)
+        return;
+    if (src->digest.md) {
+        digest_end(&src->digest, src->trailer);
+        digest_fini(&src->digest);
+    }
+    (void)!quic_stream_write(st, src->trailer, DIGEST_LEN, true); /* ST_EAGAIN as above */
 }
 
 static void asked(struct quic_stream *st, void *arg)
@@ -143,26 +156,43 @@ static void asked(struct quic_stream *st, void *arg)
     if (src->asked == sizeof src->ask && !src->left) {
         memcpy(&src->left, src->ask, sizeof src->left);
         src->asked++; /* once */
-        pour(st, src);
+        if (src->hashed && !digest_start(&src->digest, src->left))
+            quic_stream_reset(st, 1);
+        else
+            pour(st, src);
     }
 }
 
 static void source_down(struct quic_stream *st, void *arg)
 {
+    struct source *src = arg;
     (void)st;
-    free(arg);
+    digest_fini(&src->digest);
+    free(src);
 }
 
-static void bulk_stream(struct quic_conn *c, struct quic_stream *st, void *arg)
+static void pour_to(struct quic_stream *st, struct side *s, bool hashed)
 {
     static const struct quic_stream_ops ops = {
         .on_readable = asked, .on_writable = pour, .on_closed = source_down};
     struct source *src = calloc(1, sizeof *src);
-    (void)c;
     if (!src)
         return;
-    src->side = arg;
+    src->side = s;
+    src->hashed = hashed;
     quic_stream_set(st, &ops, src);
+}
+
+static void bulk_stream(struct quic_conn *c, struct quic_stream *st, void *arg)
+{
+    (void)c;
+    pour_to(st, arg, false);
+}
+
+static void digest_stream(struct quic_conn *c, struct quic_stream *st, void *arg)
+{
+    (void)c;
+    pour_to(st, arg, true);
 }
 
 static void bulk_accepted(struct quic_conn *c, void *arg)
@@ -175,7 +205,9 @@ static int serve(struct event_base *base, const struct bench_pki *pki, uint16_t 
     static const struct quic_conn_ops calls = {.on_up = accepted, .on_closed = early_down};
     static const struct quic_conn_ops bulk = {
         .on_up = bulk_accepted, .on_stream = bulk_stream, .on_closed = early_down};
-    static const struct quic_conn_ops *const accept[PORTS] = {&calls, &bulk};
+    static const struct quic_conn_ops digest = {
+        .on_up = bulk_accepted, .on_stream = digest_stream, .on_closed = early_down};
+    static const struct quic_conn_ops *const accept[PORTS] = {&calls, &bulk, &digest, &bulk};
     static const ProtobufCServiceDescriptor *const services[] = {&strata__bench__echo__descriptor};
     static const struct rpc_method methods[] = {{"strata.bench.Echo", "Ping", RPC_UNARY, ping}};
     struct side *s = NULL;
@@ -198,12 +230,14 @@ struct our_link {
     struct link l;
     struct rpc_session *session; /* calls */
     struct quic_conn *conn;      /* bulk */
+    bool hashed, bad;
+    struct digest digest;
 };
 
 static int client_new(void **out, struct event_base *base, const struct bench_pki *pki,
                       const uint16_t ports[PORTS], struct err *e)
 {
-    static const struct quic_conn_ops *const none[PORTS] = {NULL, NULL};
+    static const struct quic_conn_ops *const none[PORTS] = {NULL};
     struct side *s = NULL;
     int rc = side_new(&s, base, pki->client, none, e);
     for (int i = 0; i < PORTS && rc == ST_OK; i++) {
@@ -234,6 +268,7 @@ static void link_down(struct our_link *o, const struct quic_close *why)
 {
     str_copy(o->l.why, sizeof o->l.why, why->reason);
     o->l.on_down(&o->l);
+    digest_fini(&o->digest);
     free(o);
 }
 
@@ -270,6 +305,7 @@ static int dial(void *client, int port, const struct link *proto, struct link **
     if (!o)
         return err_set(e, ST_ENOMEM, "no memory");
     o->l = *proto;
+    o->hashed = port == PORT_DIGEST;
     int rc = port == PORT_CALLS
                  ? rpc_dial(&o->session, &s->rpc, s->ep[port], &s->to[port], TLS_COORDINATOR, NULL,
                             &session_ops, o, e)
@@ -313,20 +349,20 @@ static int call(struct link *l, struct slot *slot)
 
 static void poured(struct quic_stream *st, void *arg)
 {
-    struct link *l = arg;
+    struct our_link *o = arg;
     const uint8_t *p;
     bool fin;
     for (size_t n; (n = quic_stream_peek(st, &p, &fin)) > 0;) {
-        l->bulk_got += n;
+        o->l.bulk_got += digest_take(&o->digest, p, n, &o->bad);
         quic_stream_consume(st, n);
     }
 }
 
 static void poured_out(struct quic_stream *st, void *arg)
 {
-    struct link *l = arg;
+    struct our_link *o = arg;
     (void)st;
-    l->on_bulk_end(l, true);
+    o->l.on_bulk_end(&o->l, !o->bad);
 }
 
 static int bulk(struct link *l, uint64_t bytes)
@@ -335,7 +371,9 @@ static int bulk(struct link *l, uint64_t bytes)
     struct our_link *o = (struct our_link *)l;
     struct quic_stream *st;
     l->bulk_got = 0;
-    int rc = quic_stream_open(&st, o->conn, &ops, l);
+    if (o->hashed && !digest_start(&o->digest, bytes))
+        return ST_ENOMEM;
+    int rc = quic_stream_open(&st, o->conn, &ops, o);
     if (rc == ST_OK && (rc = quic_stream_write(st, &bytes, sizeof bytes, true)) < 0)
         quic_stream_reset(st, 1);
     return rc;

@@ -11,8 +11,23 @@
 #include "common/tls/tls.h"
 
 #define PING_LEN 64
-/* Ports: calls and bulk, as the daemons have them. */
-enum { PORT_CALLS, PORT_BULK, PORTS };
+/* Ports: calls and bulk, as the daemons have them; bulk with a SHA-256 behind it that both ends compute; bulk
+ * in datagrams that any network takes, where the transport has datagrams. */
+enum { PORT_CALLS, PORT_BULK, PORT_DIGEST, PORT_SMALL, PORTS };
+
+#define DIGEST_LEN 32
+struct digest { /* of one transfer, at either end; zeroed = none wanted */
+    struct evp_md_ctx_st *md;
+    uint64_t left; /* bytes still to come before the digest itself */
+    uint8_t sent[DIGEST_LEN];
+    size_t nsent;
+};
+bool digest_start(struct digest *d, uint64_t bytes);
+void digest_add(struct digest *d, const void *p, size_t n); /* the sender's bytes */
+void digest_end(struct digest *d, uint8_t out[DIGEST_LEN]);
+/* The receiver's bytes, digest included: how many of them are payload. Sets *bad when the digest is wrong. */
+size_t digest_take(struct digest *d, const uint8_t *p, size_t n, bool *bad);
+void digest_fini(struct digest *d);
 
 struct bench_pki {
     char dir[64];

@@ -113,10 +113,8 @@ static void slot_start(struct cslot *x)
     x->since_ns = now_ns();
     x->busy = true;
     x->c->busy++;
-    if (x->c->t->call(x->c->l, &x->s) < 0) { /* the peer's stream limit for now: the loop tries again */
-        x->busy = false;
-        x->c->busy--;
-    }
+    if (x->c->t->call(x->c->l, &x->s) < 0)
+        x->c->failed = true;
 }
 
 static void slot_done(struct slot *s, bool ok)
@@ -252,11 +250,11 @@ static int pull(struct world *w, int k, struct wait *wt, uint64_t bytes, double 
     return ST_OK;
 }
 
-static int bulk(struct world *w, int k, double *gbps)
+static int bulk(struct world *w, int k, int port, double *gbps)
 {
     struct wait wt;
     double warm;
-    int rc = link_open(w, k, PORT_BULK, &wt);
+    int rc = link_open(w, k, port, &wt);
     if (rc < 0)
         return rc;
     if ((rc = pull(w, k, &wt, 32u << 20, &warm)) == ST_OK) { /* window, path MTU */
@@ -449,11 +447,20 @@ static int measure(struct world *w, struct bench_run *run)
     put(run, "handshakes-wall-8-in-flight", &a, rounds, false);
     put(run, "handshakes-per-server-core", &b, rounds, true);
     say("bulk");
-    for (size_t r = 0; r < rounds; r++)
-        for (int k = 0; k < PEERS; k++)
-            if ((rc = bulk(w, k, &a.v[k][r])) < 0)
-                return rc;
-    put(run, "bulk-goodput-one-stream", &a, rounds, true);
+    static const struct {
+        int port;
+        const char *name;
+        bool with_tcp;
+    } kinds[] = {{PORT_BULK, "bulk-goodput-one-stream", true},
+                 {PORT_DIGEST, "bulk-goodput-with-digest", false},
+                 {PORT_SMALL, "bulk-goodput-1452B-datagrams", false}};
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        for (size_t r = 0; r < rounds; r++)
+            for (int k = 0; k < (kinds[i].with_tcp ? PEERS : TCP); k++)
+                if ((rc = bulk(w, k, kinds[i].port, &a.v[k][r])) < 0)
+                    return rc;
+        put(run, kinds[i].name, &a, rounds, kinds[i].with_tcp);
+    }
     say("calls beside bulk");
     for (size_t r = 0; r < rounds; r++)
         for (int k = 0; k < PEERS; k++)

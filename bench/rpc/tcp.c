@@ -43,11 +43,13 @@ struct conn {
     SSL *ssl;
     struct event *rd, *wr, *bye;
     struct buf out;
+    size_t out_at;     /* bytes of it that are sent */
     const uint8_t *in; /* bytes received that OpenSSL has not taken yet */
     size_t in_len;
     uint8_t part[CALL_LEN]; /* an incomplete request or answer */
     size_t part_len;
-    uint64_t bulk_left;
+    uint64_t bulk_left; /* digest included */
+    struct digest digest;
     struct slot *first, **last; /* calls under way, oldest first */
 };
 
@@ -92,6 +94,7 @@ static void conn_free(struct conn *c)
     if (!c->s->serves) /* a benchmark must not run out of ports in TIME_WAIT */
         (void)setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &(struct linger){1, 0}, sizeof(struct linger));
     close(c->fd);
+    digest_fini(&c->digest);
     free(c);
 }
 
@@ -119,12 +122,17 @@ static void drop(struct conn *c)
     event_active(c->bye, 0, 0);
 }
 
+static size_t unsent(const struct conn *c)
+{
+    return c->out.len - c->out_at;
+}
+
 static void flush(struct conn *c)
 {
-    while (c->out.len && !c->closing) {
-        ssize_t k = send(c->fd, c->out.data, c->out.len, MSG_NOSIGNAL);
+    while (unsent(c) && !c->closing) {
+        ssize_t k = send(c->fd, c->out.data + c->out_at, unsent(c), MSG_NOSIGNAL);
         if (k > 0) {
-            buf_consume(&c->out, (size_t)k);
+            c->out_at += (size_t)k;
             continue;
         }
         if (k < 0 && errno == EINTR)
@@ -133,7 +141,11 @@ static void flush(struct conn *c)
             event_add(c->wr, NULL);
         else
             drop(c);
-        return;
+        break;
+    }
+    if (c->out_at >= unsent(c)) { /* moving less than was sent */
+        buf_consume(&c->out, c->out_at);
+        c->out_at = 0;
     }
 }
 
@@ -148,13 +160,19 @@ static void put(struct conn *c, const void *p, size_t n)
 static void pour(struct conn *c)
 {
     while (c->bulk_left && !c->closing) {
-        while (c->bulk_left && c->out.len < SEND_QUEUE && !c->closing) {
+        while (c->bulk_left && unsent(c) < SEND_QUEUE && !c->closing) {
             size_t n = c->bulk_left < CHUNK ? (size_t)c->bulk_left : CHUNK;
             put(c, c->s->data, n);
+            digest_add(&c->digest, c->s->data, n);
             c->bulk_left -= n;
+            if (!c->bulk_left && c->digest.md) {
+                uint8_t d[DIGEST_LEN];
+                digest_end(&c->digest, d);
+                put(c, d, sizeof d);
+            }
         }
         flush(c);
-        if (c->out.len || c->bulk_left)
+        if (unsent(c) || c->bulk_left)
             break;
     }
     if (c->bulk_left && !c->closing && !event_pending(c->wr, EV_WRITE, NULL))
@@ -166,7 +184,7 @@ static void on_write(evutil_socket_t fd, short what, void *arg)
     struct conn *c = arg;
     (void)fd, (void)what;
     flush(c);
-    if (!c->out.len && c->s->serves)
+    if (!unsent(c) && c->s->serves)
         pour(c);
 }
 
@@ -178,6 +196,8 @@ static void request(struct conn *c)
         put(c, c->part + 1, PING_LEN);
     else
         memcpy(&c->bulk_left, c->part + 1, sizeof c->bulk_left);
+    if (c->part[0] == 'B' && c->port == PORT_DIGEST && !digest_start(&c->digest, c->bulk_left))
+        drop(c);
 }
 
 static void serve_bytes(struct conn *c, const uint8_t *p, size_t n)
@@ -217,11 +237,12 @@ static void client_bytes(struct conn *c, const uint8_t *p, size_t n)
         n--;
         c->l.on_up(&c->l);
     }
-    if (c->port == PORT_BULK && n) {
-        c->l.bulk_got += n;
+    if (c->port != PORT_CALLS && n) {
+        bool bad = false;
+        c->l.bulk_got += digest_take(&c->digest, p, n, &bad);
         c->bulk_left -= n < c->bulk_left ? n : c->bulk_left;
         if (!c->bulk_left)
-            c->l.on_bulk_end(&c->l, true);
+            c->l.on_bulk_end(&c->l, !bad);
         return;
     }
     while (n && !c->closing) {
@@ -367,7 +388,10 @@ static void on_accept(evutil_socket_t fd, short what, void *arg)
     struct side *s = arg;
     (void)what;
     for (int k; (k = accept4(fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0;) {
-        struct conn *c = conn_new(s, k, fd == s->fd[PORT_CALLS] ? PORT_CALLS : PORT_BULK);
+        int port = PORT_CALLS;
+        while (port + 1 < PORTS && s->fd[port] != fd)
+            port++;
+        struct conn *c = conn_new(s, k, port);
         if (c && !s->tls) {
             shaken(c);
             flush(c);
@@ -526,6 +550,11 @@ static int bulk(struct link *l, uint64_t bytes)
     memcpy(req + 1, &bytes, sizeof bytes);
     l->bulk_got = 0;
     c->bulk_left = bytes;
+    if (c->port == PORT_DIGEST) {
+        c->bulk_left += DIGEST_LEN;
+        if (!digest_start(&c->digest, bytes))
+            return ST_ENOMEM;
+    }
     put(c, req, sizeof req);
     flush(c);
     return c->closing ? ST_ECLOSED : ST_OK;

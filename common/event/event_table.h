@@ -37,6 +37,7 @@
     X(49, SECURITY_SESSION_OPENED, "security.session_opened", INFO, MUST, "peer? bytes? policy? reason?")    \
     X(50, SECURITY_SESSION_CLOSED, "security.session_closed", INFO, MUST, "reason?")                         \
     X(51, SECURITY_PROTOCOL_VIOLATION, "security.protocol_violation", WARNING, MUST, "reason peer?")         \
+    X(58, SECURITY_USER_ENROLLED, "security.user_enrolled", INFO, MUST, "address? spki? token?")             \
     X(60, SYSTEM_BACKEND_INITIALIZED, "system.backend_initialized", INFO, KEEP, "backend devices? driver?")  \
     X(61, SYSTEM_BACKEND_SHUTDOWN, "system.backend_shutdown", INFO, KEEP, "backend reason?")                 \
     X(62, SYSTEM_DISCOVERY_STARTED, "system.discovery_started", INFO, KEEP, "")                              \
@@ -59,14 +60,18 @@
     X(89, NODE_TOKEN_CREATED, "node.token_created", INFO, MUST, "token expires_us? uses?")                   \
     X(90, NODE_TOKEN_REVOKED, "node.token_revoked", INFO, MUST, "token")                                     \
     X(91, NODE_DEVICES_CHANGED, "node.devices_changed", INFO, MUST, "added? removed? devices?")              \
+    X(97, NODE_ENROLL_REFUSED, "node.enroll_refused", WARNING, MUST, "reason peer? token? count?")           \
+    X(98, NODE_DUPLICATE, "node.duplicate", CRITICAL, MUST, "reason peer?")                                  \
     X(110, CERTIFICATE_ISSUED, "certificate.issued", INFO, MUST, "serial subject expires_us?")               \
     X(111, CERTIFICATE_RENEWED, "certificate.renewed", INFO, MUST, "serial subject? expires_us?")            \
     X(112, CERTIFICATE_ROTATED, "certificate.rotated", INFO, MUST, "serial? subject?")                       \
-    X(113, CERTIFICATE_REVOKED, "certificate.revoked", WARNING, MUST, "serial subject? reason?")             \
+    X(113, CERTIFICATE_REVOKED, "certificate.revoked", WARNING, MUST, "serial? subject? reason?")            \
     X(114, CERTIFICATE_PINNED, "certificate.pinned", INFO, MUST, "spki subject?")                            \
     X(115, CERTIFICATE_REFUSED, "certificate.refused", WARNING, MUST, "reason serial? peer?")                \
     X(116, CERTIFICATE_CA_ROTATED, "certificate.ca_rotated", WARNING, MUST, "serial? old?")                  \
     X(117, CERTIFICATE_EXPIRING, "certificate.expiring", WARNING, MUST, "serial? expires_us")                \
+    X(118, CERTIFICATE_RESTORED, "certificate.restored", WARNING, MUST, "serial? subject? reason?")          \
+    X(119, CERTIFICATE_UNPINNED, "certificate.unpinned", WARNING, MUST, "spki subject?")                     \
     X(130, JOB_SUBMITTED, "job.submitted", INFO, MUST, "model? layers? bytes? goal? plan?")                  \
     X(131, JOB_QUEUED, "job.queued", INFO, MUST, "reason?")                                                  \
     X(132, JOB_RESERVED, "job.reserved", INFO, MUST, "plan? bytes?")                                         \

@@ -36,10 +36,9 @@ int jread_parse(const struct jread *j, const char *text, size_t n, json_t **root
     json_error_t je;
     json_t *v = json_loadb(text, n, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &je);
     if (!v)
-        return jread_out_of_memory(&je)
-                   ? jread_nomem(j)
-                   : err_set(j->e, ST_EINVAL, "%.200s: line %d, column %d: %s", j->name, je.line, je.column,
-                             je.text);
+        return jread_out_of_memory(&je) ? jread_nomem(j)
+                                        : err_set(j->e, ST_EINVAL, "%.200s: line %d, column %d: %s", j->name,
+                                                  je.line, je.column, je.text);
     if (!json_is_object(v)) {
         json_decref(v);
         return err_set(j->e, ST_EINVAL, "%.200s: the file must hold one JSON object", j->name);

@@ -99,6 +99,15 @@ static int cb_extend_stream(ngtcp2_conn *nc, int64_t id, uint64_t max, void *use
     return 0;
 }
 
+static int cb_more_streams(ngtcp2_conn *nc, uint64_t max, void *user)
+{
+    struct quic_conn *c = user;
+    (void)nc, (void)max;
+    c->credit = true;
+    quic_ep_dirty(c);
+    return 0;
+}
+
 static int cb_datagram(ngtcp2_conn *nc, uint32_t flags, const uint8_t *p, size_t n, void *user)
 {
     struct quic_conn *c = user;
@@ -174,9 +183,10 @@ static int cb_dcid_status(ngtcp2_conn *nc, ngtcp2_connection_id_status_type type
     .hp_mask = ngtcp2_crypto_hp_mask_cb, .recv_stream_data = cb_recv_stream_data,                            \
     .acked_stream_data_offset = cb_acked, .stream_open = cb_stream_open, .stream_close = cb_stream_close,    \
     .stream_reset = cb_stream_reset, .extend_max_stream_data = cb_extend_stream,                             \
-    .recv_datagram = cb_datagram, .recv_stateless_reset2 = cb_stateless_reset, .rand = cb_rand,              \
-    .get_new_connection_id2 = cb_new_cid, .dcid_status2 = cb_dcid_status,                                    \
-    .remove_connection_id = cb_remove_cid, .update_key = ngtcp2_crypto_update_key_cb,                        \
+    .extend_max_local_streams_bidi = cb_more_streams, .recv_datagram = cb_datagram,                          \
+    .recv_stateless_reset2 = cb_stateless_reset, .rand = cb_rand, .get_new_connection_id2 = cb_new_cid,      \
+    .dcid_status2 = cb_dcid_status, .remove_connection_id = cb_remove_cid,                                   \
+    .update_key = ngtcp2_crypto_update_key_cb,                                                               \
     .delete_crypto_aead_ctx = ngtcp2_crypto_delete_crypto_aead_ctx_cb,                                       \
     .delete_crypto_cipher_ctx = ngtcp2_crypto_delete_crypto_cipher_ctx_cb,                                   \
     .get_path_challenge_data2 = ngtcp2_crypto_get_path_challenge_data2_cb,                                   \

@@ -164,7 +164,8 @@ static void make_settings(struct quic_ep *ep, ngtcp2_settings *s, ngtcp2_transpo
     s->max_stream_window = l->max_stream_window < QUIC_WINDOW_MAX ? l->max_stream_window : QUIC_WINDOW_MAX;
     s->max_window = l->max_conn_window;
     s->rand_ctx.native_handle = (void *)(uintptr_t)ep->rng;
-    s->max_tx_udp_payload_size = 32000;
+    /* Loopback takes 64 kB; half of that is where the cost of a packet no longer shows. */
+    s->max_tx_udp_payload_size = l->max_packet ? l->max_packet : 32000;
     s->pmtud_probes = probes;
     s->pmtud_probeslen = sizeof probes / sizeof probes[0];
     ngtcp2_transport_params_default(p);
@@ -218,7 +219,7 @@ int quic_conn_accept(struct quic_ep *ep, const struct quic_addr *local, const st
                                               &quic_server_callbacks, &st, &tp, NULL, c) != 0)
         rc = ST_ENOMEM;
     if (rc < 0 || (rc = quic_conn_cid_add(c, &scid)) < 0 || (rc = quic_conn_cid_add(c, &hd->dcid)) < 0 ||
-        (rc = quic_ep_addr_count(ep, remote, 1)) < 0)
+        (rc = quic_ep_addr_count(ep, remote, 1, 1)) < 0)
         goto fail;
     ngtcp2_conn_set_tls_native_handle(c->nc, c->octx);
     c->counted_hs = true;
@@ -475,6 +476,7 @@ static void handshake_over(struct quic_conn *c)
         return;
     c->counted_hs = false;
     c->ep->handshakes--;
+    (void)!quic_ep_addr_count(c->ep, &c->remote, 0, -1); /* a key that is there needs no memory */
 }
 
 static void come_up(struct quic_conn *c)
@@ -502,7 +504,8 @@ bool quic_conn_has_upcalls(const struct quic_conn *c)
 {
     if (c->state == QUIC_ST_HANDSHAKE)
         return c->secure;
-    return c->done_head || (c->state == QUIC_ST_UP && (!TAILQ_EMPTY(&c->ev) || !STAILQ_EMPTY(&c->drx)));
+    return c->done_head ||
+           (c->state == QUIC_ST_UP && (c->credit || !TAILQ_EMPTY(&c->ev) || !STAILQ_EMPTY(&c->drx)));
 }
 
 void quic_conn_upcalls(struct quic_conn *c)
@@ -523,6 +526,11 @@ void quic_conn_upcalls(struct quic_conn *c)
         s->in_ev = false;
         TAILQ_REMOVE(&c->ev, s, ev);
         quic_stream_upcalls(s);
+    }
+    if (c->state == QUIC_ST_UP && c->credit) { /* after the streams: what just ended made room, too */
+        c->credit = false;
+        if (c->ops->on_credit)
+            c->ops->on_credit(c, c->arg);
     }
 }
 
@@ -585,7 +593,7 @@ void quic_conn_bury(struct quic_conn *c)
         c->ops->on_closed(c, &c->why, c->arg);
     if (c->server) {
         ep->naccepted--;
-        (void)quic_ep_addr_count(ep, &c->remote, -1);
+        (void)!quic_ep_addr_count(ep, &c->remote, -1, 0);
     }
     conn_free(c);
 }

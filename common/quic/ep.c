@@ -13,7 +13,7 @@ void quic_limits_control(struct quic_limits *l)
     *l = (struct quic_limits){
         .stream_window = 256 << 10,
         .conn_window = 1 << 20,
-        .max_streams = 64,
+        .max_streams = 128,
         .send_queue = 256 << 10,
         .max_conns = 4096,
         .max_conns_per_addr = 1024,
@@ -59,6 +59,7 @@ int quic_ep_new(struct quic_ep **out, const struct quic_ep_cfg *cfg, struct err 
     struct quic_ep *ep = calloc(1, sizeof *ep);
     if (!ep)
         return err_set(e, ST_ENOMEM, "no memory for a QUIC endpoint");
+    (void)ngtcp2_crypto_ossl_init(); /* looks algorithms up once instead of for each connection */
     ep->clock = cfg->clock;
     ep->rng = cfg->rng;
     ep->log = cfg->log;
@@ -114,6 +115,22 @@ void quic_ep_set_tls(struct quic_ep *ep, struct tls_ctx *tls)
     struct tls_ctx *old = ep->tls;
     ep->tls = tls_ctx_ref(tls);
     tls_ctx_unref(old);
+}
+
+unsigned quic_ep_close_bad(struct quic_ep *ep)
+{
+    struct quic_conn *c;
+    struct err e;
+    unsigned n = 0;
+    TAILQ_FOREACH(c, &ep->conns, all)
+    {
+        e = (struct err){0};
+        if (c->state != QUIC_ST_UP || tls_identity_still_good(ep->tls, &c->peer, &e) == ST_OK)
+            continue;
+        quic_conn_fail(c, QUIC_CLOSE_TRUST, ST_ETRUST, 0x10e, QUIC_BYE_APP, 0, e.reason, "%s", e.text);
+        n++;
+    }
+    return n;
 }
 
 void quic_ep_drain(struct quic_ep *ep)
@@ -188,16 +205,27 @@ void quic_ep_token_del(struct quic_ep *ep, const uint8_t token[NGTCP2_STATELESS_
         map_del(ep->reset_tokens, token, NGTCP2_STATELESS_RESET_TOKENLEN);
 }
 
-int quic_ep_addr_count(struct quic_ep *ep, const struct quic_addr *a, int by)
+/* Both numbers lie in the map's pointer itself. */
+struct quic_addr_use quic_ep_addr_use(struct quic_ep *ep, const struct quic_addr *a)
 {
     uint8_t key[16];
     quic_addr_key(a, key);
-    uintptr_t n = (uintptr_t)map_get(ep->per_addr, key, sizeof key) + (uintptr_t)(intptr_t)by;
-    if (n == 0)
+    uintptr_t v = (uintptr_t)map_get(ep->per_addr, key, sizeof key);
+    return (struct quic_addr_use){.conns = (uint32_t)v, .handshakes = (uint32_t)(v >> 32)};
+}
+
+int quic_ep_addr_count(struct quic_ep *ep, const struct quic_addr *a, int conns, int handshakes)
+{
+    uint8_t key[16];
+    struct quic_addr_use u = quic_ep_addr_use(ep, a);
+    u.conns += (uint32_t)conns;
+    u.handshakes += (uint32_t)handshakes;
+    quic_addr_key(a, key);
+    if (u.conns == 0) {
         map_del(ep->per_addr, key, sizeof key);
-    else if (by != 0 && map_put(ep->per_addr, key, sizeof key, (void *)n, NULL) < 0)
-        return ST_ENOMEM;
-    return n > INT32_MAX ? INT32_MAX : (int)n;
+        return ST_OK;
+    }
+    return map_put(ep->per_addr, key, sizeof key, (void *)(u.conns | (uintptr_t)u.handshakes << 32), NULL);
 }
 
 bool quic_ep_log_ok(struct quic_ep *ep)
@@ -294,7 +322,8 @@ static void admit(struct quic_ep *ep, const struct quic_addr *local, const struc
                           "FULL: all its connections are taken");
         return;
     }
-    if (quic_ep_addr_count(ep, remote, 0) >= (int)ep->lim.max_conns_per_addr) {
+    struct quic_addr_use use = quic_ep_addr_use(ep, remote);
+    if (use.conns >= ep->lim.max_conns_per_addr) {
         quic_send_refusal(ep, local, remote, &hd, NGTCP2_CONNECTION_REFUSED,
                           "FULL_FOR_ADDRESS: too many connections from this address");
         return;
@@ -303,7 +332,9 @@ static void admit(struct quic_ep *ep, const struct quic_addr *local, const struc
         quic_send_retry(ep, local, remote, &hd, n);
         return;
     }
-    if (ep->handshakes >= ep->lim.max_handshakes * MAX_HANDSHAKE_FACTOR) {
+    /* One address, however well it proves itself, leaves room for the others. */
+    if (ep->handshakes >= ep->lim.max_handshakes * MAX_HANDSHAKE_FACTOR ||
+        use.handshakes >= ep->lim.max_handshakes) {
         ep->stats.refused++; /* it will send its Initial again */
         return;
     }

@@ -77,6 +77,9 @@ struct quic_conn_ops {
     void (*on_up)(struct quic_conn *c, void *arg);
     /* The peer opened a stream (bidirectional). Call quic_stream_set() here or it is reset. */
     void (*on_stream)(struct quic_conn *c, struct quic_stream *s, void *arg);
+    /* The peer allows more streams: quic_stream_open() that said ST_EAGAIN may be tried again. May be NULL.
+     */
+    void (*on_credit)(struct quic_conn *c, void *arg);
     void (*on_datagram)(struct quic_conn *c, const uint8_t *p, size_t n, uint64_t rx_ns,
                         void *arg); /* may be NULL */
     /* The last upcall. Comes after on_closed of every stream. A dialled connection that never came up gets it
@@ -88,13 +91,15 @@ struct quic_conn_ops {
 struct quic_limits {
     uint64_t stream_window, conn_window;         /* receive credit, bytes */
     uint64_t max_stream_window, max_conn_window; /* auto-tuning ceilings; 0 = fixed */
-    uint64_t max_streams;                        /* concurrent, opened by the peer */
-    size_t send_queue;                           /* per stream: quic_stream_write says ST_EAGAIN above it */
-    unsigned max_conns, max_conns_per_addr, max_handshakes; /* beyond max_handshakes: Retry */
-    uint64_t idle_ns, handshake_ns, keepalive_ns;           /* keepalive 0 = off (the dialler keeps alive) */
-    size_t max_datagram_frame;                              /* 0 = datagrams off */
+    uint64_t max_streams; /* opened by the peer and not yet read and answered to their ends */
+    size_t send_queue;    /* per stream: quic_stream_write says ST_EAGAIN above it */
+    unsigned max_conns, max_conns_per_addr;
+    unsigned max_handshakes; /* at once: beyond it Retry, beyond 4 times it silence; one address has 1 time */
+    uint64_t idle_ns, handshake_ns, keepalive_ns; /* keepalive 0 = off (the dialler keeps alive) */
+    size_t max_datagram_frame;                    /* 0 = datagrams off */
+    size_t max_packet;                            /* UDP payload we send at most; 0 = what the path takes */
 };
-/* 256 KiB / 1 MiB windows, 64 streams, keepalive 5 s, idle 15 s, handshake 5 s. */
+/* 256 KiB / 1 MiB windows, 128 streams, keepalive 5 s, idle 15 s, handshake 5 s. */
 void quic_limits_control(struct quic_limits *l);
 /* 1 MiB windows tuned up to 4 MiB, for bulk transfers on a socket of their own. */
 void quic_limits_bulk(struct quic_limits *l);
@@ -120,6 +125,9 @@ int quic_ep_new(struct quic_ep **out, const struct quic_ep_cfg *cfg, struct err 
 void quic_ep_free(struct quic_ep *ep, uint64_t code, const char *reason);
 /* New connections use the new certificates; live ones keep theirs. */
 void quic_ep_set_tls(struct quic_ep *ep, struct tls_ctx *tls);
+/* Closes every live connection whose peer's certificate has expired or been revoked meanwhile, or no longer
+ * satisfies its pins. Returns how many. */
+unsigned quic_ep_close_bad(struct quic_ep *ep);
 /* Stop accepting; live connections go on. */
 void quic_ep_drain(struct quic_ep *ep);
 size_t quic_ep_conns(const struct quic_ep *ep);
@@ -172,7 +180,8 @@ struct quic_stream_ops {
     /* Bytes or FIN arrived since the last read. Not called again until quic_stream_peek() returned all there
      * was. */
     void (*on_readable)(struct quic_stream *s, void *arg);
-    /* The send queue fell below a quarter of its limit after a write said ST_EAGAIN. May be NULL. */
+    /* The send queue fell below three quarters of its limit after a write said ST_EAGAIN: early, so that
+     * bytes which cost time to make are ready before the queue runs dry. May be NULL. */
     void (*on_writable)(struct quic_stream *s, void *arg);
     /* The peer reset its sending side, or asked us to stop sending (noticed when we send, or when both sides
      * are over; code 0 when it is not known yet). Unread bytes are dropped after it. May be NULL. */

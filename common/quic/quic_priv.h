@@ -34,6 +34,10 @@ enum {
     QUIC_WRITE_MAX = 16 << 20,
     QUIC_WINDOW_MAX = 8 << 20, /* ngtcp2 gives up a stream with more than 8000 lost frames queued */
     QUIC_COPY_CHUNK = 2048,
+    QUIC_EARLY_CREDIT = 16 << 10,
+    QUIC_LIVE_FACTOR =
+        4, /* streams of a peer in memory: so many times its limit, unacknowledged ends included */
+    QUIC_RX_SMALL = 896, /* first segment of a call: from the allocator's quick lists */
     QUIC_RX_SEG = 32 << 10,
     QUIC_RX_JOIN = 64,
     QUIC_RX_POOL = 16, /* free segments kept by an endpoint: what one turn reads */
@@ -83,6 +87,7 @@ struct quic_stream {
     bool rx_told; /* on_readable ran and nobody has peeked since */
 
     bool local;       /* we opened it */
+    bool credited;    /* the peer may open another one in its place */
     bool gone;        /* ngtcp2 has closed it: its id must not be used any more */
     bool reset_local; /* quic_stream_reset() was called: only on_closed is left */
     bool reset_told;
@@ -141,8 +146,10 @@ struct quic_conn {
     bool secure;     /* the handshake is finished for us; the identity is still to be checked */
     bool told_up;    /* the application knows the connection */
     bool got_reset;  /* stateless reset */
+    bool credit;     /* the peer allows more streams */
     bool counted_hs; /* counts among the endpoint's unfinished handshakes */
     struct quic_stream_list streams, tx, ev;
+    unsigned nremote;    /* streams that the peer opened */
     uint64_t tx_backlog; /* bytes queued and not yet sent, all streams */
     struct quic_chunk *done_head, **done_tail;
     struct quic_dgram_list drx, dtx;
@@ -227,8 +234,13 @@ void quic_ep_token_del(struct quic_ep *ep, const uint8_t token[NGTCP2_STATELESS_
 /* Gives datagrams to the link, or holds them if it is blocked. Only when !held.on. */
 void quic_ep_send(struct quic_ep *ep, const struct quic_addr *local, const struct quic_addr *remote,
                   uint8_t ecn, const uint8_t *p, size_t n, size_t gso);
-bool quic_ep_log_ok(struct quic_ep *ep);                                       /* peer-triggered lines */
-int quic_ep_addr_count(struct quic_ep *ep, const struct quic_addr *a, int by); /* new count, or ST_ENOMEM */
+bool quic_ep_log_ok(struct quic_ep *ep); /* peer-triggered lines */
+/* What one address holds: connections, and those of them that are not up yet. */
+struct quic_addr_use {
+    uint32_t conns, handshakes;
+};
+struct quic_addr_use quic_ep_addr_use(struct quic_ep *ep, const struct quic_addr *a);
+int quic_ep_addr_count(struct quic_ep *ep, const struct quic_addr *a, int conns, int handshakes) ST_CHECK;
 
 /* stateless.c: answers that need no connection */
 void quic_send_version_negotiation(struct quic_ep *ep, const struct quic_addr *local,

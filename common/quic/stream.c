@@ -4,17 +4,8 @@
  */
 #include <assert.h>
 
+#include "common/base/asan.h"
 #include "common/quic/quic_priv.h"
-
-#ifdef __SANITIZE_ADDRESS__ /* who keeps bytes of a segment that was given back is caught as if it were      \
-                               freed */
-#include <sanitizer/asan_interface.h>
-#define POISON(p, n) ASAN_POISON_MEMORY_REGION(p, n)
-#define UNPOISON(p, n) ASAN_UNPOISON_MEMORY_REGION(p, n)
-#else
-#define POISON(p, n) ((void)0)
-#define UNPOISON(p, n) ((void)0)
-#endif
 
 static bool usable(const struct quic_stream *s)
 {
@@ -29,6 +20,7 @@ struct quic_stream *quic_stream_new(struct quic_conn *c, int64_t id, bool local)
     s->conn = c;
     s->id = id;
     s->local = local;
+    c->nremote += !local;
     TAILQ_INSERT_TAIL(&c->streams, s, all);
     return s;
 }
@@ -71,6 +63,29 @@ int64_t quic_stream_id(const struct quic_stream *s)
     return s->id;
 }
 
+/* ---- credit ---- */
+
+/* The peer may open another stream. */
+static void stream_credit(struct quic_stream *s)
+{
+    if (s->local || s->credited || s->conn->state > QUIC_ST_UP)
+        return;
+    s->credited = true;
+    ngtcp2_conn_extend_max_streams_bidi(s->conn->nc, 1);
+    quic_ep_dirty(s->conn);
+}
+
+/* A stream that is read and answered to its end needs no more work, only the peer's acknowledgement. Credit
+ * that waited for that would come a delayed acknowledgement late, and a peer at its limit has nothing else to
+ * send that would carry one. Who acknowledges nothing is stopped by the number of streams it holds, and long
+ * answers wait for their acknowledgement, so that he does not make us hold much. */
+static void maybe_credit(struct quic_stream *s)
+{
+    if (s->rx_fin && s->rx_len == 0 && s->fin_queued && quic_stream_queued(s) <= QUIC_EARLY_CREDIT &&
+        s->conn->nremote <= QUIC_LIVE_FACTOR * s->conn->ep->lim.max_streams)
+        stream_credit(s);
+}
+
 /* ---- receiving ---- */
 
 static void give_credit(struct quic_stream *s, size_t n)
@@ -92,7 +107,7 @@ static void seg_free(struct quic_ep *ep, struct quic_seg *g)
         free(g);
         return;
     }
-    POISON(g->room, QUIC_RX_JOIN + g->cap);
+    ASAN_POISON(g->room, QUIC_RX_JOIN + g->cap);
     g->next = ep->segs;
     ep->segs = g;
     ep->nsegs++;
@@ -102,7 +117,7 @@ static struct quic_seg *seg_new(struct quic_ep *ep, size_t cap)
 {
     struct quic_seg *g = cap == QUIC_RX_SEG ? ep->segs : NULL;
     if (g) {
-        UNPOISON(g->room, QUIC_RX_JOIN + g->cap);
+        ASAN_UNPOISON(g->room, QUIC_RX_JOIN + g->cap);
         ep->segs = g->next;
         ep->nsegs--;
     } else if (!(g = malloc(sizeof *g + QUIC_RX_JOIN + cap))) {
@@ -150,7 +165,7 @@ int quic_stream_rx(struct quic_stream *s, const uint8_t *p, size_t n, bool fin)
         struct quic_seg *g = s->rx_tail;
         size_t room = g ? QUIC_RX_JOIN + g->cap - g->head - g->len : 0;
         if (!room) { /* a small call stays small */
-            if (!(g = seg_new(s->conn->ep, !s->rx && n <= QUIC_COPY_CHUNK ? QUIC_COPY_CHUNK : QUIC_RX_SEG)))
+            if (!(g = seg_new(s->conn->ep, !s->rx && n <= QUIC_RX_SMALL ? QUIC_RX_SMALL : QUIC_RX_SEG)))
                 return ST_ENOMEM;
             if (s->rx_tail)
                 s->rx_tail->next = g;
@@ -206,6 +221,7 @@ void quic_stream_consume(struct quic_stream *s, size_t n)
             g->head = QUIC_RX_JOIN;
     }
     give_credit(s, n);
+    maybe_credit(s);
     if (s->gone && s->rx_len == 0)
         quic_stream_event(s, QUIC_EV_CLOSED);
 }
@@ -278,6 +294,7 @@ static void enqueued(struct quic_stream *s, size_t n, bool fin)
     s->conn->tx_backlog += n;
     s->fin_queued = fin;
     quic_stream_ready(s);
+    maybe_credit(s);
 }
 
 int quic_stream_write(struct quic_stream *s, const void *p, size_t n, bool fin)
@@ -293,7 +310,7 @@ int quic_stream_write(struct quic_stream *s, const void *p, size_t n, bool fin)
         if (!s->cur)
             s->cur = k;
     } else if (n > 0) {
-        size_t cap = n < QUIC_COPY_CHUNK ? QUIC_COPY_CHUNK : n;
+        size_t cap = n < QUIC_COPY_CHUNK && !fin ? QUIC_COPY_CHUNK : n;
         if (!(k = malloc(sizeof *k + cap)))
             return ST_ENOMEM;
         *k = (struct quic_chunk){.len = n, .cap = cap};
@@ -372,7 +389,7 @@ void quic_stream_acked(struct quic_stream *s, uint64_t upto)
             s->tail = NULL;
         retire(s, k);
     }
-    if (s->want_write && quic_stream_queued(s) < s->conn->ep->lim.send_queue / 4) {
+    if (s->want_write && quic_stream_queued(s) < s->conn->ep->lim.send_queue * 3 / 4) {
         s->want_write = false;
         quic_stream_event(s, QUIC_EV_WRITABLE);
     }
@@ -430,10 +447,8 @@ static void stream_free(struct quic_stream *s)
     TAILQ_REMOVE(&c->streams, s, all);
     rx_drop(s);
     rx_release(s);
-    if (!s->local && c->state <= QUIC_ST_UP) { /* only now may the peer open another one */
-        ngtcp2_conn_extend_max_streams_bidi(c->nc, 1);
-        quic_ep_dirty(c);
-    }
+    stream_credit(s);
+    c->nremote -= !s->local;
     free(s);
 }
 

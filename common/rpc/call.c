@@ -8,53 +8,57 @@
 #include "common/rpc/rpc_priv.h"
 #include "strata/v1/rpc.pb-c.h"
 
-static void done(struct rpc_call *c, const uint8_t *digest)
+static void done(struct rpc_call *c, const struct rpc_status *st, const uint8_t *digest)
 {
     if (c->ended)
         return;
     c->ended = true;
     /* A peer that does not end its side, too, is not waited for long. */
-    if (rpc_deadline_set(c, clock_ns(c->s->cfg.clock) + RPC_LINGER_NS) < 0)
+    if (c->stream && rpc_deadline_set(c, clock_ns(c->s->cfg.clock) + RPC_LINGER_NS) < 0)
         rpc_call_reset(c, 1);
     if (c->flags & RPC_UPLOAD && !c->upload_over && !c->reset)
         rpc_call_reset(c, 1); /* answered already: the rest of the bytes stays here */
-    c->ops->on_done(c, &c->st, digest, c->arg);
+    c->ops->on_done(c, st, digest, c->arg);
 }
 
 static void fail(struct rpc_call *c, unsigned code, const char *reason, const char *text)
 {
     if (c->ended)
         return;
-    rpc_status_set(&c->st, code, reason, text);
+    struct rpc_status st;
+    rpc_status_set(&st, code, reason, text);
     rpc_call_reset(c, code == 4 ? 4 : 1);
-    done(c, NULL);
+    done(c, &st, NULL);
 }
 
 static int take_status(struct rpc_call *c, const struct frame *f)
 {
+    struct rpc_arena arena;
+    struct rpc_status got;
     Strata__V1__CallStatus *st =
-        (Strata__V1__CallStatus *)rpc_unpack(&strata__v1__call_status__descriptor, f->p, f->n);
+        (Strata__V1__CallStatus *)rpc_unpack_in(&arena, &strata__v1__call_status__descriptor, f->p, f->n);
     if (!st)
         return ST_EPROTO;
     bool fits = st->code || !(c->flags & RPC_BULK); /* a transfer is well only if its digest is */
-    rpc_status_set(&c->st, st->code, st->reason, st->message);
-    protobuf_c_message_free_unpacked(&st->base, NULL);
+    rpc_status_set(&got, st->code, st->reason, st->message);
+    rpc_msg_free_in(&arena, &st->base);
     if (!fits)
         return ST_EPROTO;
-    done(c, NULL);
+    done(c, &got, NULL);
     return ST_OK;
 }
 
 static int take_message(struct rpc_call *c, const struct frame *f)
 {
-    ProtobufCMessage *m = rpc_unpack(c->reply, f->p, f->n);
+    struct rpc_arena arena;
+    ProtobufCMessage *m = rpc_unpack_in(&arena, c->reply, f->p, f->n);
     if (!m)
         return ST_EPROTO;
     if (c->flags & RPC_BULK)
         c->got_head = true;
     if (c->ops->on_message)
         c->ops->on_message(c, m, c->arg);
-    rpc_msg_free(m);
+    rpc_msg_free_in(&arena, m);
     return ST_OK;
 }
 
@@ -92,8 +96,9 @@ static void take_bulk(struct rpc_call *c)
         fail(c, rc == ST_EINTERNAL ? 13 : 15, rpc_raw_reason(rc), rpc_raw_text(rc));
         return;
     }
-    rpc_status_set(&c->st, 0, "", "");
-    done(c, c->digest);
+    struct rpc_status ok;
+    rpc_status_set(&ok, 0, "", "");
+    done(c, &ok, c->digest);
 }
 
 static void on_readable(struct quic_stream *st, void *arg)
@@ -134,17 +139,24 @@ static void on_reset(struct quic_stream *st, uint64_t code, void *arg)
          rc == 8 ? "the peer has no room for more calls now: try again" : "the peer gave the call up");
 }
 
+void rpc_out_lost(struct rpc_call *c)
+{
+    if (c->ended)
+        return;
+    struct rpc_status st;
+    if (c->canceled)
+        rpc_status_set(&st, 1, "CANCELLED", "cancelled");
+    else
+        rpc_status_set(&st, 14, "CONNECTION_LOST", "the connection was lost before the answer");
+    rpc_call_reset(c, 1);
+    done(c, &st, NULL);
+}
+
 static void on_closed(struct quic_stream *st, void *arg)
 {
     struct rpc_call *c = arg;
     (void)st;
-    if (!c->ended) {
-        if (c->canceled)
-            rpc_status_set(&c->st, 1, "CANCELLED", "cancelled");
-        else
-            rpc_status_set(&c->st, 14, "CONNECTION_LOST", "the connection was lost before the answer");
-        done(c, NULL);
-    }
+    rpc_out_lost(c);
     rpc_call_free(c);
 }
 
@@ -179,6 +191,64 @@ static int pack_call(struct buf *b, const ProtobufCServiceDescriptor *svc, const
     return rc < 0 ? rc : rpc_pack(b, FRAME_MESSAGE, req);
 }
 
+/* Past this point the stream owns the call: whatever fails, on_closed ends it. */
+static int begin(struct rpc_call *c)
+{
+    int rc = quic_stream_open(&c->stream, c->s->conn, &call_ops, c);
+    if (rc < 0)
+        return rc;
+    if (quic_stream_write(c->stream, c->ask.data, c->ask.len, !(c->flags & RPC_UPLOAD)) < 0)
+        rpc_call_reset(c, 1);
+    buf_fini(&c->ask);
+    return ST_OK;
+}
+
+static void enqueue(struct rpc_call *c, bool first)
+{
+    struct rpc_session *s = c->s;
+    c->waits = true;
+    if (first)
+        TAILQ_INSERT_HEAD(&s->waiting, c, wait);
+    else
+        TAILQ_INSERT_TAIL(&s->waiting, c, wait);
+    s->nwaiting++;
+    s->waiting_bytes += c->ask.len;
+}
+
+static int wait_for_stream(struct rpc_call *c)
+{
+    if (c->s->nwaiting >= RPC_MAX_WAITING || c->s->waiting_bytes + c->ask.len > RPC_MAX_WAITING_BYTES)
+        return ST_EAGAIN;
+    enqueue(c, false);
+    return ST_OK;
+}
+
+void rpc_unwait(struct rpc_call *c)
+{
+    if (!c->waits)
+        return;
+    c->waits = false;
+    TAILQ_REMOVE(&c->s->waiting, c, wait);
+    c->s->nwaiting--;
+    c->s->waiting_bytes -= c->ask.len;
+}
+
+void rpc_out_begin_waiting(struct rpc_session *s)
+{
+    for (struct rpc_call *c; (c = TAILQ_FIRST(&s->waiting));) {
+        rpc_unwait(c);
+        int rc = begin(c);
+        if (rc == ST_EAGAIN || rc == ST_ECLOSED) { /* more credit, or the session's end, comes back to it */
+            enqueue(c, true);
+            return;
+        }
+        if (rc < 0)
+            rpc_cancel(c);
+        else if (c->flags & RPC_UPLOAD)
+            on_writable(c->stream, c);
+    }
+}
+
 int rpc_call(struct rpc_call **out, struct rpc_session *s, const ProtobufCServiceDescriptor *svc,
              const char *method, unsigned flags, const ProtobufCMessage *req, const struct rpc_call_opts *o,
              const struct rpc_call_ops *ops, void *arg, struct err *e)
@@ -188,33 +258,30 @@ int rpc_call(struct rpc_call **out, struct rpc_session *s, const ProtobufCServic
         return err_set(e, ST_EINVAL, "%s has no method %s that takes this message", svc->name, method);
     if (s->closed || !s->up)
         return err_set(e, ST_EUNREACH, "the connection is not up");
-    struct buf b = {0};
     struct rpc_call *c = rpc_call_alloc(s, false);
-    int rc = c ? pack_call(&b, svc, method, req, o) : ST_ENOMEM;
-    if (rc == ST_OK && flags & RPC_BULK)
-        rc = (c->md = EVP_MD_CTX_new()) && EVP_DigestInit_ex(c->md, EVP_sha256(), NULL) ? ST_OK : ST_ENOMEM;
-    if (rc == ST_OK)
-        rc = quic_stream_open(&c->stream, s->conn, &call_ops, c);
+    int rc = c ? pack_call(&c->ask, svc, method, req, o) : ST_ENOMEM;
+    if (rc == ST_OK) {
+        c->flags = flags;
+        c->reply = m->output;
+        c->ops = ops;
+        c->arg = arg;
+        rc = flags & RPC_BULK && !rpc_digest_ready(c) ? ST_ENOMEM
+             : TAILQ_EMPTY(&s->waiting)               ? begin(c)
+                                                      : ST_EAGAIN;
+        if (rc == ST_EAGAIN)
+            rc = wait_for_stream(c);
+    }
     if (rc < 0) {
         if (c)
             rpc_call_free(c);
-        buf_fini(&b);
         return err_set(e, rc, "cannot start %s.%s: %s", svc->short_name, method,
-                       rc == ST_EAGAIN   ? "too many calls at once on this connection"
+                       rc == ST_EAGAIN   ? "too many calls wait for this connection"
                        : rc == ST_ELIMIT ? "the request is larger than a message may be"
                                          : status_name(rc));
     }
-    c->flags = flags;
-    c->reply = m->output;
-    c->ops = ops;
-    c->arg = arg;
-    snprintf(c->name, sizeof c->name, "%s.%s", svc->short_name, method);
     uint64_t t = o && o->timeout_ns ? o->timeout_ns : RPC_DEFAULT_TIMEOUT_NS, now = clock_ns(s->cfg.clock);
-    /* Past this point the stream owns the call: whatever fails, on_closed ends it. */
-    if ((rc = quic_stream_write(c->stream, b.data, b.len, !(flags & RPC_UPLOAD))) < 0 ||
-        (rc = rpc_deadline_set(c, t > UINT64_MAX - now ? UINT64_MAX : now + t)) < 0)
-        rpc_call_reset(c, 1);
-    buf_fini(&b);
+    if (rpc_deadline_set(c, t > UINT64_MAX - now ? UINT64_MAX : now + t) < 0)
+        rpc_cancel(c);
     *out = c;
     return ST_OK;
 }
@@ -242,8 +309,12 @@ void rpc_out_expired(struct rpc_call *c)
         else
             take_bulk(c);
     } else {
-        fail(c, 4, "DEADLINE", "no answer before the deadline");
+        fail(c, 4, "DEADLINE",
+             c->stream ? "no answer before the deadline"
+                       : "the deadline passed while the call waited for others on its connection");
     }
+    if (!c->stream) /* it never left the queue */
+        rpc_call_free(c);
 }
 
 void rpc_bulk_resume(struct rpc_call *c)

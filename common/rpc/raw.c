@@ -108,6 +108,8 @@ int rpc_upload_write(struct rpc_call *c, const void *p, size_t n)
 {
     if (c->ended || c->reset || c->upload_over)
         return ST_ECLOSED;
+    if (!c->stream)
+        return ST_EAGAIN;
     int rc = rpc_digest_ready(c) ? quic_stream_write(c->stream, p, n, false) : ST_ENOMEM;
     if (rc == ST_OK && !EVP_DigestUpdate(c->md, p, n))
         rc = ST_EINTERNAL;
@@ -124,7 +126,7 @@ void rpc_upload_end(struct rpc_call *c)
         rpc_cancel(c);
         return;
     }
-    int rc = quic_stream_write(c->stream, c->tail.data, c->tail.len, true);
+    int rc = c->stream ? quic_stream_write(c->stream, c->tail.data, c->tail.len, true) : ST_EAGAIN;
     if (rc == ST_OK)
         c->tail.len = 0;
     else if (rc != ST_EAGAIN) /* else on_writable comes back to it */

@@ -111,7 +111,9 @@ struct rpc_call_opts {
     const char *request_id; /* NULL = none */
 };
 /* `method` comes from the generated service descriptor, which gives the types. Never completes inline; the
- * deadline and rpc_cancel() end the call without waiting for the peer. */
+ * deadline and rpc_cancel() end the call without waiting for the peer. Beyond the peer's limit of calls at
+ * once a call waits here for its turn, its deadline running; ST_EAGAIN when 1,024 calls or 4 MiB wait
+ * already. */
 int rpc_call(struct rpc_call **out, struct rpc_session *s, const ProtobufCServiceDescriptor *svc,
              const char *method, unsigned flags, const ProtobufCMessage *req, const struct rpc_call_opts *o,
              const struct rpc_call_ops *ops, void *arg, struct err *e) ST_CHECK;
@@ -134,7 +136,9 @@ struct rpc_cfg {
     const struct clock *clock;
     const struct log *log;
     const struct rpc_table *table; /* NULL: serves nothing */
-    unsigned max_inbound_calls;    /* per session */
+    /* Per session, unanswered. Below the endpoint's max_streams it refuses callers who would otherwise wait.
+     */
+    unsigned max_inbound_calls;
 };
 /* Dials. */
 int rpc_dial(struct rpc_session **out, const struct rpc_cfg *cfg, struct quic_ep *ep,
@@ -146,6 +150,8 @@ int rpc_accept(struct rpc_session **out, const struct rpc_cfg *cfg, struct quic_
 struct quic_conn *rpc_session_conn(struct rpc_session *s);
 const struct tls_identity *rpc_session_peer(const struct rpc_session *s);
 void rpc_session_close(struct rpc_session *s, uint64_t code, const char *reason);
+/* Closes it as soon as no call runs on it in either direction; the peer is to make no new ones. */
+void rpc_session_drain(struct rpc_session *s, const char *reason);
 /* The application's own pointer. */
 void rpc_session_set_user(struct rpc_session *s, void *user);
 void *rpc_session_user(const struct rpc_session *s);

@@ -3,6 +3,7 @@
 #define STRATA_RPC_PRIV_H
 
 #include <openssl/evp.h>
+#include <sys/queue.h>
 
 #include "common/base/heap.h"
 #include "common/rpc/frame.h"
@@ -13,6 +14,7 @@ struct event;
 struct rpc_entry { /* a method that can be served */
     const struct rpc_method *m;
     const ProtobufCMessageDescriptor *in, *out;
+    char name[96]; /* "Jobs.Submit" */
 };
 struct rpc_table {
     struct rpc_entry *v; /* sorted by service, method */
@@ -32,16 +34,23 @@ struct rpc_session {
     void *arg, *user;
     struct heap deadlines;
     struct event *timer;
-    struct rpc_call *calls; /* doubly linked */
-    unsigned inbound;
-    bool up, closed;
+    struct rpc_call *calls;         /* doubly linked */
+    unsigned inbound;               /* not answered yet */
+    TAILQ_HEAD(, rpc_call) waiting; /* outbound calls for which the peer's stream limit has no room yet */
+    unsigned nwaiting;
+    size_t waiting_bytes;
+    bool up, closed, draining;
+    char drained[80]; /* the reason to give */
 };
 
 struct rpc_call {
     struct heap_node deadline; /* first: the heap hands it back */
     struct rpc_session *s;
-    struct quic_stream *stream;
+    struct quic_stream *stream; /* NULL: still waiting for one */
     struct rpc_call *next, **link;
+    TAILQ_ENTRY(rpc_call) wait;
+    bool waits;
+    struct buf ask; /* header and request, until there is a stream */
     bool inbound;
     bool ended;    /* answered or told: the application has let go of it */
     bool got_head; /* inbound: the request arrived; outbound bulk: the head message arrived, bytes follow */
@@ -54,10 +63,8 @@ struct rpc_call {
     bool resumed;  /* bulk, upload: reading goes on at the next timer */
     bool upload_over; /* upload: all its bytes were read, or written */
     struct buf tail;  /* a STATUS that the full send queue did not take yet */
-    struct rpc_status st;
     struct frame_dec dec;
     unsigned flags;
-    char name[96];
     /* inbound */
     const struct rpc_entry *entry;
     void *entry_arg;
@@ -81,9 +88,13 @@ struct rpc_call {
 #define RPC_RESET_BASE 0x100u
 /* How long the stream of an ended call may live on, waiting for the peer. */
 #define RPC_LINGER_NS (10 * NS_PER_S)
+/* Of one session: what may wait for the peer's stream limit. */
+#define RPC_MAX_WAITING 1024u
+#define RPC_MAX_WAITING_BYTES (4u << 20)
 
 /* session.c */
 struct rpc_call *rpc_call_alloc(struct rpc_session *s, bool inbound);
+void rpc_call_ended(struct rpc_call *c); /* it counts no more among those the peer has running */
 void rpc_call_free(struct rpc_call *c);
 int rpc_deadline_set(struct rpc_call *c, uint64_t at_ns) ST_CHECK;
 /* Runs rpc_out_expired() from the timer soon, never inline; deadline_ns stays. */
@@ -96,6 +107,10 @@ void rpc_status_set(struct rpc_status *st, unsigned code, const char *reason, co
 void rpc_serve_start(struct rpc_session *s, struct quic_stream *st);
 void rpc_serve_expired(struct rpc_call *c);
 void rpc_out_expired(struct rpc_call *c);
+/* Gives streams to the calls that wait for one, oldest first. */
+void rpc_out_begin_waiting(struct rpc_session *s);
+void rpc_unwait(struct rpc_call *c);
+void rpc_out_lost(struct rpc_call *c); /* ends it with code 14 if nothing has yet */
 
 /* raw.c: reads the raw bytes that are there, all but the trailer, and gives them to `take`, which says how
  * many it took. 1: all came and c->digest is right; ST_OK: nothing more now, or paused; ST_EPROTO: ended
@@ -112,5 +127,13 @@ void rpc_upload_read(struct rpc_call *c);  /* what has arrived of an inbound upl
 int rpc_pack(struct buf *b, enum frame_kind kind, const ProtobufCMessage *msg) ST_CHECK;
 ProtobufCMessage *rpc_unpack(const ProtobufCMessageDescriptor *d, const uint8_t *p, size_t n);
 void rpc_msg_free(ProtobufCMessage *m);
+/* For a message that is gone before the arena, which lies on the stack: small ones cost no allocation. */
+struct rpc_arena {
+    size_t used;
+    _Alignas(16) uint8_t room[1024];
+};
+ProtobufCMessage *rpc_unpack_in(struct rpc_arena *arena, const ProtobufCMessageDescriptor *d,
+                                const uint8_t *p, size_t n);
+void rpc_msg_free_in(struct rpc_arena *arena, ProtobufCMessage *m);
 
 #endif

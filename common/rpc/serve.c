@@ -15,7 +15,7 @@ static void tell_cancelled(struct rpc_call *c)
 {
     if (c->ended)
         return;
-    c->ended = true;
+    rpc_call_ended(c);
     if (c->cancel_fn)
         c->cancel_fn(c, c->cancel_arg);
 }
@@ -28,7 +28,7 @@ static bool bulk_begun(const struct rpc_call *c)
 
 static void break_off(struct rpc_call *c, unsigned code)
 {
-    c->ended = true;
+    rpc_call_ended(c);
     rpc_call_reset(c, code ? code : 13);
 }
 
@@ -46,7 +46,7 @@ static void finish(struct rpc_call *c, unsigned code, const char *reason, const 
     st.code = code;
     st.reason = (char *)(reason ? reason : "");
     st.message = (char *)(text ? text : "");
-    c->ended = true;
+    rpc_call_ended(c);
     int rc = rpc_pack(&c->tail, FRAME_STATUS, &st.base);
     if (rc == ST_OK)
         rc = flush_tail(c);
@@ -131,7 +131,7 @@ void rpc_bulk_end(struct rpc_call *c)
         break_off(c, 13);
         return;
     }
-    c->ended = true;
+    rpc_call_ended(c);
     int rc = flush_tail(c);
     if (rc < 0 && rc != ST_EAGAIN)
         rpc_call_reset(c, 13);
@@ -152,18 +152,16 @@ static int take_header(struct rpc_call *c, const struct frame *f)
 {
     if (f->kind != FRAME_HEADER)
         return ST_EPROTO;
+    struct rpc_arena arena;
     Strata__V1__CallHeader *h =
-        (Strata__V1__CallHeader *)rpc_unpack(&strata__v1__call_header__descriptor, f->p, f->n);
+        (Strata__V1__CallHeader *)rpc_unpack_in(&arena, &strata__v1__call_header__descriptor, f->p, f->n);
     if (!h)
         return ST_EPROTO;
     c->got_header = true;
     bool id_ok = printable(h->request_id) && str_copy(c->request_id, sizeof c->request_id, h->request_id);
     c->entry = rpc_table_find(c->s->cfg.table, h->service, h->method, &c->entry_arg);
-    if (c->entry) {
-        const char *dot = strrchr(h->service, '.');
-        snprintf(c->name, sizeof c->name, "%s.%s", dot ? dot + 1 : h->service, h->method);
+    if (c->entry)
         c->flags = c->entry->m->flags;
-    }
     uint64_t now = clock_ns(c->s->cfg.clock);
     int rc = ST_OK;
     if (!c->entry)
@@ -174,7 +172,7 @@ static int take_header(struct rpc_call *c, const struct frame *f)
         finish(c, 3, "NO_DEADLINE", "every call needs a timeout");
     else
         rc = rpc_deadline_set(c, h->timeout_ns > UINT64_MAX / 4 ? UINT64_MAX : now + h->timeout_ns);
-    protobuf_c_message_free_unpacked(&h->base, NULL);
+    rpc_msg_free_in(&arena, &h->base);
     return rc;
 }
 
@@ -185,13 +183,14 @@ static int take_request(struct rpc_call *c, const struct frame *f)
     c->got_head = true;
     if (c->ended)
         return ST_OK;
-    ProtobufCMessage *req = rpc_unpack(c->entry->in, f->p, f->n);
+    struct rpc_arena arena;
+    ProtobufCMessage *req = rpc_unpack_in(&arena, c->entry->in, f->p, f->n);
     if (!req) {
         finish(c, 3, "MALFORMED", "the request is no valid message, or too large when decoded");
         return ST_OK;
     }
     c->entry->m->handler(c, req, c->entry_arg);
-    rpc_msg_free(req);
+    rpc_msg_free_in(&arena, req);
     return ST_OK;
 }
 
@@ -342,7 +341,7 @@ uint64_t rpc_deadline_ns(const struct rpc_call *c)
 
 const char *rpc_call_name(const struct rpc_call *c)
 {
-    return c->name;
+    return c->entry ? c->entry->name : "";
 }
 
 void rpc_on_cancel(struct rpc_call *c, void (*fn)(struct rpc_call *, void *), void *arg)

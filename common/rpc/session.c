@@ -68,7 +68,9 @@ int rpc_soon(struct rpc_call *c)
 void rpc_call_reset(struct rpc_call *c, unsigned code)
 {
     c->reset = true;
-    quic_stream_reset(c->stream, RPC_RESET_BASE + code);
+    rpc_unwait(c);
+    if (c->stream)
+        quic_stream_reset(c->stream, RPC_RESET_BASE + code);
 }
 
 struct rpc_call *rpc_call_alloc(struct rpc_session *s, bool inbound)
@@ -87,14 +89,25 @@ struct rpc_call *rpc_call_alloc(struct rpc_session *s, bool inbound)
     return c;
 }
 
+void rpc_call_ended(struct rpc_call *c)
+{
+    if (c->inbound && !c->ended)
+        c->s->inbound--;
+    c->ended = true;
+}
+
 void rpc_call_free(struct rpc_call *c)
 {
     heap_del(&c->s->deadlines, &c->deadline);
     *c->link = c->next;
     if (c->next)
         c->next->link = c->link;
-    c->s->inbound -= c->inbound;
+    rpc_call_ended(c);
+    rpc_unwait(c);
+    if (c->s->draining && !c->s->calls && !c->s->closed)
+        quic_conn_close(c->s->conn, 0, c->s->drained);
     frame_dec_fini(&c->dec);
+    buf_fini(&c->ask);
     buf_fini(&c->tail);
     EVP_MD_CTX_free(c->md);
     free(c);
@@ -128,11 +141,23 @@ static void on_closed(struct quic_conn *conn, const struct quic_close *why, void
     struct rpc_session *s = arg;
     (void)conn;
     s->closed = true;
+    /* Those with a stream have ended with it; an on_done may cancel another one. */
+    for (struct rpc_call *c; (c = s->calls);) {
+        rpc_out_lost(c);
+        rpc_call_free(c);
+    }
     s->ops->on_closed(s, why, s->arg);
     session_free(s);
 }
 
-static const struct quic_conn_ops conn_ops = {.on_up = on_up, .on_stream = on_stream, .on_closed = on_closed};
+static void on_credit(struct quic_conn *conn, void *arg)
+{
+    (void)conn;
+    rpc_out_begin_waiting(arg);
+}
+
+static const struct quic_conn_ops conn_ops = {
+    .on_up = on_up, .on_stream = on_stream, .on_credit = on_credit, .on_closed = on_closed};
 
 static struct rpc_session *session_new(const struct rpc_cfg *cfg, const struct rpc_session_ops *ops,
                                        void *arg)
@@ -143,6 +168,7 @@ static struct rpc_session *session_new(const struct rpc_cfg *cfg, const struct r
     s->cfg = *cfg;
     s->ops = ops;
     s->arg = arg;
+    TAILQ_INIT(&s->waiting);
     s->timer = evtimer_new(cfg->base, on_timer, s);
     if (!s->timer) {
         session_free(s);
@@ -193,6 +219,14 @@ const struct tls_identity *rpc_session_peer(const struct rpc_session *s)
 void rpc_session_close(struct rpc_session *s, uint64_t code, const char *reason)
 {
     quic_conn_close(s->conn, code, reason);
+}
+
+void rpc_session_drain(struct rpc_session *s, const char *reason)
+{
+    s->draining = true;
+    str_copy(s->drained, sizeof s->drained, reason);
+    if (!s->calls && !s->closed)
+        quic_conn_close(s->conn, 0, s->drained);
 }
 
 void rpc_session_set_user(struct rpc_session *s, void *user)

@@ -48,7 +48,10 @@ int rpc_table_new(struct rpc_table **out, const ProtobufCServiceDescriptor *cons
         const ProtobufCMethodDescriptor *d =
             declared(services, nservices, methods[i].service, methods[i].method);
         t->methods[i] = methods[i];
-        t->v[t->n++] = (struct rpc_entry){&t->methods[i], d ? d->input : NULL, d ? d->output : NULL};
+        const char *dot = strrchr(methods[i].service, '.');
+        struct rpc_entry *x = &t->v[t->n++];
+        *x = (struct rpc_entry){.m = &t->methods[i], .in = d ? d->input : NULL, .out = d ? d->output : NULL};
+        snprintf(x->name, sizeof x->name, "%s.%s", dot ? dot + 1 : methods[i].service, methods[i].method);
         if (!d)
             rc = err_set(e, ST_EINVAL, "%s.%s has a handler and is not declared", methods[i].service,
                          methods[i].method);

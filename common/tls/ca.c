@@ -185,7 +185,7 @@ static int ca_trust_domain(struct tls_ca *ca)
     return rc;
 }
 
-int ca_passphrase(char out[256], struct err *e)
+int tls_ca_passphrase(char out[256], struct err *e)
 {
     const char *file = getenv("STRATA_CA_PASSPHRASE_FILE");
     struct buf b = {0};
@@ -211,7 +211,7 @@ EVP_PKEY *ca_read_key(const char *path, struct err *e)
 {
     char pass[256];
     struct buf b = {0};
-    if (ca_passphrase(pass, e) < 0)
+    if (tls_ca_passphrase(pass, e) < 0)
         return NULL;
     if (!pass[0]) {
         EVP_PKEY *k = tls_read_key(path, e);

@@ -23,7 +23,5 @@ int ca_append_cert(X509 *x, struct buf *pem, struct err *e) ST_CHECK;
 /* A self-signed CA certificate for the key. NULL with *e. */
 X509 *ca_self_signed(EVP_PKEY *key, const char *trust_domain, int64_t from_us, int64_t to_us, struct err *e);
 EVP_PKEY *ca_read_key(const char *path, struct err *e); /* asks STRATA_CA_PASSPHRASE_FILE when encrypted */
-/* The passphrase in that file into out, "" when none is named. */
-int ca_passphrase(char out[256], struct err *e) ST_CHECK;
 
 #endif

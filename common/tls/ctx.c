@@ -206,7 +206,7 @@ static int crl_missing_is_fine(int ok, X509_STORE_CTX *sc)
     return 1;
 }
 
-static int load_trust(const struct tls_cfg *cfg, struct files *f, struct err *e)
+static int load_trust(const struct tls_cfg *cfg, struct files *f, STACK_OF(X509_CRL) * *crls, struct err *e)
 {
     char why[128];
     if (!(f->trust = X509_STORE_new()))
@@ -222,9 +222,17 @@ static int load_trust(const struct tls_cfg *cfg, struct files *f, struct err *e)
     X509_STORE_set_flags(f->trust, X509_V_FLAG_PARTIAL_CHAIN);
     if (!cfg->crl_file)
         return ST_OK;
-    if (X509_STORE_load_file(f->trust, cfg->crl_file) != 1)
-        return err_set(e, ST_ENOENT, "cannot read the revocation list %s (%s)", cfg->crl_file,
-                       tls_why(why, sizeof why));
+    BIO *b = BIO_new_file(cfg->crl_file, "r");
+    X509_CRL *crl;
+    *crls = sk_X509_CRL_new_null();
+    while (b && *crls && (crl = PEM_read_bio_X509_CRL(b, NULL, NULL, NULL)))
+        if (!sk_X509_CRL_push(*crls, crl) || !X509_STORE_add_crl(f->trust, crl))
+            break;
+    BIO_free(b);
+    if (!b || !*crls || !sk_X509_CRL_num(*crls))
+        return err_reason(e, ST_ENOENT, "CRL_INVALID", "cannot read the revocation list %s (%s)",
+                          cfg->crl_file, tls_why(why, sizeof why));
+    ERR_clear_error();
     X509_STORE_set_flags(f->trust, X509_V_FLAG_CRL_CHECK | X509_V_FLAG_CRL_CHECK_ALL);
     X509_STORE_set_verify_cb(f->trust, crl_missing_is_fine);
     return ST_OK;
@@ -264,7 +272,7 @@ static int load_files(struct tls_ctx *t, const struct tls_cfg *cfg, struct files
     int rc;
     if (!(f->chain = tls_read_certs(cfg->cert_file, e)) || !(f->key = tls_read_key(cfg->key_file, e)))
         return e ? e->code : ST_ETRUST;
-    if ((rc = load_trust(cfg, f, e)) < 0)
+    if ((rc = load_trust(cfg, f, &t->crls, e)) < 0)
         return rc;
     X509 *cert = sk_X509_value(f->chain, 0);
     if ((rc = tls_identity_of(cert, &t->self, e)) < 0)
@@ -383,6 +391,7 @@ void tls_ctx_unref(struct tls_ctx *t)
     SSL_CTX_free(t->server);
     SSL_CTX_free(t->client);
     tls_rules_unref(t->rules);
+    sk_X509_CRL_pop_free(t->crls, X509_CRL_free);
     free(t);
 }
 

@@ -108,7 +108,8 @@ int tls_identity_facts(X509 *cert, struct tls_identity *out, struct err *e)
 {
     unsigned n = 32;
     if (tls_spki_sha256(cert, out->spki_sha256) < 0 ||
-        X509_digest(cert, EVP_sha256(), out->cert_sha256, &n) != 1)
+        X509_digest(cert, EVP_sha256(), out->cert_sha256, &n) != 1 ||
+        X509_NAME_digest(X509_get_issuer_name(cert), EVP_sha256(), out->issuer_sha256, &n) != 1)
         return err_reason(e, ST_ETRUST, "MALFORMED", "the certificate's key cannot be read");
     const ASN1_INTEGER *sn = X509_get0_serialNumber(cert);
     int sl = ASN1_STRING_length((const ASN1_STRING *)sn);

@@ -178,7 +178,7 @@ int tls_csr_make(const char *key_path, const char *spiffe, struct buf *der, stru
     unsigned char *p = NULL;
     int n = -1, rc = ST_OK;
     if (req && san_ok(spiffe) && X509_REQ_set_version(req, X509_REQ_VERSION_1) &&
-        X509_REQ_set_pubkey(req, key) && name_request(req, spiffe) &&
+        X509_REQ_set_pubkey(req, key) && (!spiffe || name_request(req, spiffe)) &&
         X509_REQ_sign(req, key, EVP_PKEY_is_a(key, "ED25519") ? NULL : EVP_sha256()))
         n = i2d_X509_REQ(req, &p);
     if (n <= 0)

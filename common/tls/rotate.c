@@ -64,7 +64,7 @@ static int write_rotation(const struct paths *p, X509 *fresh, X509 *cross, EVP_P
         return e ? e->code : ST_ETRUST;
     for (int i = 0; i < sk_X509_num(have); i++)
         all[n++] = sk_X509_value(have, i);
-    int rc = ca_passphrase(pass, e);
+    int rc = tls_ca_passphrase(pass, e);
     if (rc == ST_OK && (rc = ca_write_certs(&cross, 1, p->cross, e)) == ST_OK &&
         (rc = ca_write_certs(all, n, p->crt, e)) == ST_OK)
         rc = ca_write_key(key, pass[0] ? pass : NULL, p->key, e);

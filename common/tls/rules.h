@@ -21,8 +21,8 @@ struct tls_identity {
     char name[64];      /* "alice", "dione"; "" for the coordinator */
     char spiffe[256];   /* the whole id */
     char principal[80]; /* short form: "user/alice", "node/dione", "coordinator" */
-    uint8_t spki_sha256[32], cert_sha256[32];
-    char serial[48]; /* hex */
+    uint8_t spki_sha256[32], cert_sha256[32], issuer_sha256[32]; /* issuer: of its name */
+    char serial[48];                                             /* hex */
     int64_t not_before_us, not_after_us;
 };
 

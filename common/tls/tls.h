@@ -136,7 +136,7 @@ int tls_ca_sign(struct tls_ca *ca, const struct tls_issue *what, const void *csr
 
 /* A new P-256 key at key_path (0600), unless one is there already and `fresh` is false. */
 int tls_key_make(const char *key_path, bool fresh, struct err *e) ST_CHECK;
-/* Appends the DER of a signing request for the key at key_path, naming spiffe. */
+/* Appends the DER of a signing request for the key at key_path, naming spiffe (NULL: no name). */
 int tls_csr_make(const char *key_path, const char *spiffe, struct buf *der, struct err *e) ST_CHECK;
 /* Facts of a certificate file, unverified: the first certificate of a PEM text. */
 int tls_cert_read(const void *pem, size_t n, struct tls_identity *out, struct err *e) ST_CHECK;
@@ -151,5 +151,7 @@ int tls_ca_rotate(const char *dir, unsigned days, const struct clock *clock, str
 /* Ends it: ca.crt has the newest certificate alone and cross.crt is gone. */
 int tls_ca_rotate_end(const char *dir, struct err *e) ST_CHECK;
 bool tls_ca_rotating(const char *dir);
+/* The passphrase in the file that STRATA_CA_PASSPHRASE_FILE names, "" when none is; wipe it after use. */
+int tls_ca_passphrase(char out[256], struct err *e) ST_CHECK;
 
 #endif

@@ -17,7 +17,8 @@ struct tls_ctx {
     struct tls_identity self;
     const struct clock *clock;
     struct tls_rules *rules;
-    uint8_t pin[32]; /* TLS_ENROLL_CLIENT: of the CA's key */
+    STACK_OF(X509_CRL) * crls; /* of an external CA; NULL = none */
+    uint8_t pin[32];           /* TLS_ENROLL_CLIENT: of the CA's key */
     /* The latest refused chain: a failed handshake is asked about at once, and by then OpenSSL has dropped
      * the certificate that it was about. */
     struct {

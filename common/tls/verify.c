@@ -105,7 +105,12 @@ int tls_verify_error(X509_STORE_CTX *sc, struct err *e)
     int v = X509_STORE_CTX_get_error(sc), depth = X509_STORE_CTX_get_error_depth(sc);
     X509 *at = X509_STORE_CTX_get_current_cert(sc);
     char who[160];
-    name_of(at ? at : X509_STORE_CTX_get0_cert(sc), who);
+    X509 *leaf = X509_STORE_CTX_get0_cert(sc);
+    name_of(at ? at : leaf, who);
+    /* A certificate whose extensions cannot be read is nobody's child; that it is broken says more. */
+    if (leaf && (X509_get_extension_flags(leaf) & EXFLAG_INVALID))
+        return err_reason(e, ST_ETRUST, "MALFORMED",
+                          "the certificate of %s is refused: an extension of it cannot be read", who);
     return err_reason(e, ST_ETRUST, reason_of(v, depth), "the certificate of %s is refused: %s", who,
                       X509_verify_cert_error_string(v));
 }
@@ -229,12 +234,35 @@ int tls_verify_pinned(X509_STORE_CTX *outer, void *arg)
     return 1;
 }
 
+/* The operator's own lists; whoever signed them was checked when a chain was. */
+static bool on_a_list(const struct tls_ctx *t, const struct tls_identity *id)
+{
+    uint8_t issuer[32];
+    unsigned n = 32;
+    BIGNUM *bn = NULL;
+    X509_REVOKED *found = NULL;
+    ASN1_INTEGER *serial = BN_hex2bn(&bn, id->serial) ? BN_to_ASN1_INTEGER(bn, NULL) : NULL;
+    bool listed = false;
+    for (int i = 0; serial && !listed && i < sk_X509_CRL_num(t->crls); i++) {
+        X509_CRL *crl = sk_X509_CRL_value(t->crls, i);
+        listed = X509_NAME_digest(X509_CRL_get_issuer(crl), EVP_sha256(), issuer, &n) == 1 &&
+                 !memcmp(issuer, id->issuer_sha256, 32) && X509_CRL_get0_by_serial(crl, &found, serial) == 1;
+    }
+    ASN1_INTEGER_free(serial);
+    BN_free(bn);
+    return listed;
+}
+
 int tls_identity_still_good(const struct tls_ctx *t, const struct tls_identity *id, struct err *e)
 {
     if (id->kind == TLS_ANONYMOUS)
         return ST_OK;
     if (clock_wall_us(t->clock) > id->not_after_us)
         return err_reason(e, ST_ETRUST, "EXPIRED", "the certificate of %s (serial %s) has expired: renew it",
+                          id->principal, id->serial);
+    if (t->crls && on_a_list(t, id))
+        return err_reason(e, ST_ETRUST, "REVOKED",
+                          "the certificate of %s (serial %s) is on the revocation list of its CA",
                           id->principal, id->serial);
     return t->rules ? tls_rules_check(t->rules, id, e) : ST_OK;
 }

@@ -226,7 +226,7 @@ static int take(struct quota *q, const struct quota_claim *w, const struct polic
     if (old)
         subtract(old);
     if (rc == ST_OK)
-        rc = !sums_stay_bounded(c) ? ST_ELIMIT : !claim_fits(c, p, why) ? ST_ERESOURCE : ST_OK;
+        rc = !claim_fits(c, p, why) ? ST_ERESOURCE : !sums_stay_bounded(c) ? ST_ELIMIT : ST_OK;
     if (rc == ST_OK)
         rc = map_put(q->claims, w->key, n, c, NULL);
     if (rc < 0) {

@@ -6,12 +6,16 @@
 
 #include "common/base/map.h"
 #include "common/base/str.h"
+#include "coordinator/api/trust.h"
 #include "strata/v1/audit.pb-c.h"
 #include "strata/v1/jobs.pb-c.h"
 #include "strata/v1/nodes.pb-c.h"
 #include "strata/v1/plans.pb-c.h"
 #include "strata/v1/policies.pb-c.h"
 #include "strata/v1/sessions.pb-c.h"
+#include "strata/v1/spool.pb-c.h"
+
+#define MAX_INBOUND_CALLS 128 /* as many streams as a control endpoint lets a peer have */
 
 static const struct rpc_method methods[] = {
     {"strata.v1.Nodes", "Hello", RPC_UNARY, api_nodes_hello},
@@ -44,15 +48,25 @@ static const struct rpc_method methods[] = {
     {"strata.v1.Sessions", "Report", RPC_UNARY, api_sessions_report},
     {"strata.v1.Audit", "Query", RPC_UNARY, api_audit_query},
     {"strata.v1.Audit", "Tail", RPC_SERVER_STREAM, api_audit_tail},
+    {"strata.v1.Spool", "Push", RPC_UNARY, api_spool_push},
 };
 
 int api_table_new(struct coord *c, struct err *e)
 {
     const ProtobufCServiceDescriptor *const services[] = {
         &strata__v1__nodes__descriptor, &strata__v1__jobs__descriptor,     &strata__v1__plans__descriptor,
-        &strata__v1__audit__descriptor, &strata__v1__policies__descriptor, &strata__v1__sessions__descriptor};
-    return rpc_table_new(&c->table, services, sizeof services / sizeof(*services), methods,
-                         sizeof methods / sizeof *methods, c, e);
+        &strata__v1__audit__descriptor, &strata__v1__policies__descriptor, &strata__v1__sessions__descriptor,
+        &strata__v1__spool__descriptor, &strata__v1__certs__descriptor};
+    const size_t n = sizeof methods / sizeof *methods;
+    struct rpc_method *all = malloc((n + trust_methods_n) * sizeof *all);
+    if (!all)
+        return err_set(e, ST_ENOMEM, "no memory");
+    memcpy(all, methods, sizeof methods);
+    memcpy(all + n, trust_methods, trust_methods_n * sizeof *all);
+    int rc = rpc_table_new(&c->table, services, sizeof services / sizeof *services, all, n + trust_methods_n,
+                           c, e);
+    free(all);
+    return rc;
 }
 
 /* ---- rights ---- */
@@ -178,8 +192,11 @@ static void on_up(struct quic_conn *conn, void *arg)
 {
     struct coord *c = arg;
     struct coord_session *s = calloc(1, sizeof *s);
-    const struct rpc_cfg rc = {
-        .base = c->base, .clock = c->clock, .log = &c->log, .table = c->table, .max_inbound_calls = 64};
+    const struct rpc_cfg rc = {.base = c->base,
+                               .clock = c->clock,
+                               .log = &c->log,
+                               .table = c->table,
+                               .max_inbound_calls = MAX_INBOUND_CALLS};
     if (!s || rpc_accept(&s->rpc, &rc, conn, &session_ops, s) < 0) {
         free(s);
         quic_conn_close(conn, 0x10d, "out of memory");
@@ -201,16 +218,35 @@ static void on_stream_before_up(struct quic_conn *conn, struct quic_stream *s, v
     quic_stream_reset(s, 0x10d);
 }
 
-/* An accepted connection that never came up: its certificate was refused, or it went away. */
+/* An accepted connection that never came up: its certificate was refused. A flood of them is counted, not
+ * written down one by one; a broken pin is somebody's attack or somebody's mistake, and always told. */
 static void on_refused(struct quic_conn *conn, const struct quic_close *why, void *arg)
 {
     struct coord *c = arg;
     char addr[64];
+    unsigned held = 0;
+    bool pin = !strcmp(why->reason_code, "PIN_MISMATCH");
+    if (!log_limited(&c->trust->refusals, clock_ns(c->clock), 50, &held) && !pin)
+        return;
     quic_addr_str(quic_conn_remote(conn), addr);
     struct event_meta m = {0};
-    event_meta_str(&m, "reason", why->reason);
+    event_meta_str(&m, "reason", why->reason_code);
     event_meta_str(&m, "peer", addr);
-    api_event(c, EV_SECURITY_HANDSHAKE_REFUSED, EVENT_DENIED, NULL, NULL, event_meta_text(&m), why->reason);
+    if (held)
+        event_meta_u64(&m, "count", held + 1);
+    struct audit_event ev = event_make(EV_SECURITY_HANDSHAKE_REFUSED, EVENT_DENIED, clock_wall_us(c->clock));
+    if (pin)
+        ev.severity = EVENT_CRITICAL;
+    ev.operation = "security.handshake_refused";
+    ev.meta = event_meta_text(&m);
+    ev.error = why->reason;
+    struct store_txn *t = store_txn_new();
+    if (t)
+        store_txn_event(t, &ev);
+    int rc = t ? store_submit(c->store, t, NULL, NULL) : ST_ENOMEM;
+    if (rc < 0)
+        LOG_E(&c->log, "audit", "refusal not recorded peer=%s reason=%s error=%s", addr, why->reason_code,
+              status_name(rc));
     event_meta_fini(&m);
 }
 

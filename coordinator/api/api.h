@@ -17,6 +17,7 @@
 struct event_base;
 struct ticket_key;
 struct coord_watch;
+struct trust;
 struct policy_op;
 
 struct coord {
@@ -36,6 +37,7 @@ struct coord {
     struct topo *topo;
     struct store *store;
     struct audit *audit;
+    struct trust *trust;
     struct jobs *jobs;
     struct access_set *access; /* policies */
     struct quota *quota;       /* what principals hold: jobs and device sessions */
@@ -44,6 +46,9 @@ struct coord {
     struct policy_op *policy_ops; /* changes of policies, one after the other */
     bool recheck_jobs;            /* a job that lost its right could not be stopped yet */
     bool stopping;                /* the store is closed: what completes now starts nothing */
+    struct audit_key *audit_key;
+    struct audit_reader *audit_reader; /* the offload thread's, opened at the first query */
+    struct map *spools;                /* node → what was taken of its audit spool, owned */
     struct coord_session *sessions;
     struct coord_watch *watches;
     char audit_path[1024];
@@ -54,8 +59,10 @@ struct coord {
 struct coord_session {
     struct coord *c;
     struct rpc_session *rpc;
-    char node[64];  /* set by a successful hello */
-    uint64_t epoch; /* of that hello */
+    char node[64];        /* set by a successful hello */
+    uint8_t instance[16]; /* of the process that said it */
+    bool ending;          /* closed by us, its last upcall is to come */
+    uint64_t epoch;       /* of that hello */
     struct coord_session *next;
 };
 
@@ -72,6 +79,10 @@ void api_job_changed(void *ctx, const struct job *j);
 
 /* Ages leases; call it every quarter of a heartbeat. */
 void api_tick(struct coord *c);
+
+/* What was taken of a node's audit spool before; before store_start. */
+int api_spool_load(struct coord *c, const char *node, struct err *e) ST_CHECK;
+void api_spool_free(struct coord *c);
 
 /* ---- between the files of this room ---- */
 
@@ -132,6 +143,7 @@ void api_sessions_close(struct rpc_call *call, const ProtobufCMessage *req, void
 void api_sessions_kill(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_sessions_list(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_sessions_report(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_spool_push(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_audit_query(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_audit_tail(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 

@@ -1,5 +1,4 @@
 /* Service Audit: queries run on the offload thread over their own read-only connection. */
-#include <event2/event.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,14 +15,14 @@ struct query {
     struct rpc_call *call; /* NULL once it was cancelled */
     char path[1024];
     struct audit_filter f;
-    char *principal, *type, *node, *device, *jobid; /* what f points to */
+    char *principal, *type, *node, *device, *jobid, *session, *text; /* what f points to */
     Strata__V1__AuditRow **rows;
     size_t n, bytes;
     int rc;
     struct err e;
     /* tail */
-    bool tail, busy;
-    struct event *timer;
+    bool tail, busy, again, blocked;
+    struct audit_watch *watch;
 };
 
 static char *opt(const char *s)
@@ -43,13 +42,14 @@ static void rows_free(struct query *q)
 static void query_free(struct query *q)
 {
     rows_free(q);
-    if (q->timer)
-        event_free(q->timer);
+    audit_watch_free(q->watch);
     free(q->principal);
     free(q->type);
     free(q->node);
     free(q->device);
     free(q->jobid);
+    free(q->session);
+    free(q->text);
     free(q);
 }
 
@@ -96,7 +96,10 @@ static int take_row(void *arg, const struct audit_event *e)
 static void work(struct offload_job *j)
 {
     struct query *q = (struct query *)j;
-    q->rc = audit_query(q->path, &q->f, take_row, q, &q->e);
+    struct audit_reader **r = &q->c->audit_reader;
+    q->rc = *r ? ST_OK : audit_reader_open(r, q->path, &q->e);
+    if (q->rc == ST_OK)
+        q->rc = audit_reader_query(*r, &q->f, take_row, q, &q->e);
     if (q->rc > 0)
         q->rc = ST_OK;
 }
@@ -120,6 +123,8 @@ static int fill_filter(struct query *q, const Strata__V1__AuditQuery *m, struct 
     q->f.node = q->node = opt(m->node);
     q->f.device = q->device = opt(m->device);
     q->f.job = q->jobid = opt(m->job);
+    q->f.session = q->session = opt(m->session);
+    q->f.text = q->text = opt(m->text);
     if (*m->severity && event_severity_parse(m->severity, &q->f.severity_min) < 0)
         return err_set(e, ST_EINVAL, "'%.40s' is no severity: debug, info, warning, error or critical",
                        m->severity);
@@ -202,19 +207,38 @@ void api_audit_query(struct rpc_call *call, const ProtobufCMessage *req, void *a
     }
 }
 
-/* ---- tail: new rows a few times a second; audit.db has other writers' pace, so it is asked, not told ----
- */
+/* ---- tail: the writer tells of new rows; they are read from the file, so nothing queues up here ---- */
 
-static void tail_again(struct query *q)
+static void tail_read(struct query *q)
 {
-    const struct timeval tv = {0, 200000};
-    q->busy = false;
-    evtimer_add(q->timer, &tv);
+    q->again = false;
+    q->busy = true;
+    offload_run(q->c->offload, &q->job);
+}
+
+static void on_rows(void *arg)
+{
+    struct query *q = arg;
+    q->again = true;
+    if (!q->busy && !q->blocked)
+        tail_read(q);
+}
+
+static void on_tail_writable(struct rpc_call *call, void *arg)
+{
+    struct query *q = arg;
+    (void)call;
+    if (!q->blocked)
+        return;
+    q->blocked = false;
+    if (!q->busy)
+        tail_read(q);
 }
 
 static void tail_done(struct offload_job *j)
 {
     struct query *q = (struct query *)j;
+    q->busy = false;
     if (!q->call) {
         query_free(q);
         return;
@@ -224,11 +248,14 @@ static void tail_done(struct offload_job *j)
         query_free(q);
         return;
     }
+    bool more = !q->f.descending && (q->n == q->f.limit || q->bytes > PAGE_BYTES / 2);
     /* The first page is the newest rows, newest first; then everything after them, oldest first. */
     for (size_t i = 0; i < q->n; i++) {
         Strata__V1__AuditRow *r = q->rows[q->f.descending ? q->n - 1 - i : i];
-        if (rpc_send(q->call, &r->base) < 0)
-            break; /* queue full: the rest is read again from the last id sent */
+        if (rpc_send(q->call, &r->base) < 0) {
+            q->blocked = true; /* the rest is read again from the last id sent */
+            break;
+        }
         q->f.after_id = (int64_t)r->id;
     }
     if (q->f.descending && !q->n)
@@ -236,16 +263,8 @@ static void tail_done(struct offload_job *j)
     q->f.descending = false;
     q->f.limit = PAGE_MAX;
     rows_free(q);
-    tail_again(q);
-}
-
-static void on_tail_timer(evutil_socket_t fd, short what, void *arg)
-{
-    struct query *q = arg;
-    (void)fd;
-    (void)what;
-    q->busy = true;
-    offload_run(q->c->offload, &q->job);
+    if (!q->blocked && (more || q->again))
+        tail_read(q);
 }
 
 void api_audit_tail(struct rpc_call *call, const ProtobufCMessage *req, void *arg)
@@ -258,12 +277,12 @@ void api_audit_tail(struct rpc_call *call, const ProtobufCMessage *req, void *ar
     q->job.done = tail_done;
     q->f.descending = true;
     q->f.after_id = 0;
-    q->timer = evtimer_new(c->base, on_tail_timer, q);
-    if (!q->timer) {
+    /* Before the first look, so that no row falls between the two. */
+    if (audit_watch_new(&q->watch, c->audit, c->port, on_rows, q) < 0) {
         rpc_finish(call, 13, "NO_MEMORY", "the coordinator is out of memory");
         query_free(q);
         return;
     }
-    q->busy = true;
-    offload_run(c->offload, &q->job);
+    rpc_on_writable(call, on_tail_writable, q);
+    tail_read(q);
 }

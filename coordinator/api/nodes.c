@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "common/base/str.h"
-#include "coordinator/api/api.h"
+#include "coordinator/api/trust.h"
 #include "strata/v1/nodes.pb-c.h"
 
 #define PROTO_MAX_RESIDENTS 100000u
@@ -115,6 +115,33 @@ static void answer_hello(struct rpc_call *call, struct coord *c, const struct to
     free(drop);
 }
 
+/* A name is held by one live machine. The same process may come again, its old connection is a leftover; so
+ * may a process that follows a silent one with the same key, or with the key that was certified after it. */
+static bool refuse_second(struct rpc_call *call, struct coord *c, const struct topo_node *old,
+                          const struct coord_session *other, const Strata__V1__HelloRequest *q)
+{
+    const struct tls_identity *id = rpc_peer(call);
+    bool follows = trust_succeeds(c->trust, rpc_session_peer(other->rpc), id);
+    bool same = q->instance.len == sizeof other->instance &&
+                !memcmp(q->instance.data, other->instance, sizeof other->instance);
+    bool silent = clock_ns(c->clock) - old->last_heard_ns > 2 * c->cfg.heartbeat_ns;
+    if (follows && (same || silent))
+        return false;
+    char addr[64];
+    quic_addr_str(quic_conn_remote(rpc_session_conn(rpc_call_session(call))), addr);
+    const char *reason = follows ? "DUPLICATE_IDENTITY" : "NAME_IN_USE";
+    struct event_meta m = {0};
+    event_meta_str(&m, "reason", reason);
+    event_meta_str(&m, "peer", addr);
+    api_event(c, EV_NODE_DUPLICATE, EVENT_DENIED, id->principal, id->name, event_meta_text(&m),
+              "a second live session with this identity was refused");
+    event_meta_fini(&m);
+    rpc_finish(call, 10, reason,
+               "node %s is already connected from %s%s: give this one another name, or stop the other",
+               id->name, old->address, follows ? "" : " with another key");
+    return true;
+}
+
 void api_nodes_hello(struct rpc_call *call, const ProtobufCMessage *req, void *arg)
 {
     struct coord *c = arg;
@@ -131,14 +158,8 @@ void api_nodes_hello(struct rpc_call *call, const ProtobufCMessage *req, void *a
     struct topo_node *old = topo_node(c->topo, id->name);
     struct coord_session *other = old ? old->user : NULL;
     if (other && other != s && old->state == TOPO_CONNECTED) {
-        const struct tls_identity *was = rpc_session_peer(other->rpc);
-        /* The same key dialled again: the old connection is a leftover of it. Another key is another machine.
-         */
-        if (memcmp(was->spki_sha256, id->spki_sha256, 32)) {
-            rpc_finish(call, 10, "NAME_IN_USE",
-                       "node %s is already connected with another key: give this one another name", id->name);
+        if (refuse_second(call, c, old, other, q))
             return;
-        }
         other->node[0] = 0;
         rpc_session_close(other->rpc, 0, "replaced by a newer connection of this node");
     }
@@ -159,6 +180,9 @@ void api_nodes_hello(struct rpc_call *call, const ProtobufCMessage *req, void *a
     n->user = s;
     str_copy(s->node, sizeof s->node, id->name);
     s->epoch = n->epoch;
+    memset(s->instance, 0, sizeof s->instance);
+    if (q->instance.len == sizeof s->instance)
+        memcpy(s->instance, q->instance.data, sizeof s->instance);
     quic_addr_str(quic_conn_remote(rpc_session_conn(s->rpc)), n->address);
     str_copy(n->peer_address, sizeof n->peer_address, q->peer_address);
     str_copy(n->version, sizeof n->version, q->version);
@@ -173,6 +197,7 @@ void api_nodes_hello(struct rpc_call *call, const ProtobufCMessage *req, void *a
           q->n_resident, (unsigned long long)n->epoch);
     jobs_node_up(c->jobs, n, r, q->n_resident);
     answer_hello(call, c, n, q, r);
+    trust_tell(c->trust, s, false, false);
     free(r);
 }
 
@@ -204,7 +229,18 @@ void api_nodes_heartbeat(struct rpc_call *call, const ProtobufCMessage *req, voi
             if (!strcmp(n->devices[k].local_id, q->devices[i]->id))
                 take_available(c, &n->devices[k], q->devices[i]->available_bytes);
     Strata__V1__HeartbeatReply rep = STRATA__V1__HEARTBEAT_REPLY__INIT;
+    Strata__V1__AuditHead head = STRATA__V1__AUDIT_HEAD__INIT;
+    struct audit_stats st;
     rep.epoch = n->epoch;
+    audit_stats(c->audit, &st);
+    if (st.signed_head.size) {
+        head.size = st.signed_head.size;
+        head.time_us = st.signed_head.ts_us;
+        head.head = (ProtobufCBinaryData){sizeof st.signed_head.head, st.signed_head.head};
+        head.key_id = st.signed_head.key_id;
+        head.signature = (ProtobufCBinaryData){st.signed_head.sig_len, st.signed_head.sig};
+        rep.audit = &head;
+    }
     rpc_reply(call, &rep.base);
 }
 
@@ -246,6 +282,7 @@ static void on_lease(struct topo_node *n, enum topo_state was, void *arg)
 
 void api_tick(struct coord *c)
 {
+    trust_tick(c->trust);
     topo_tick(c->topo, clock_ns(c->clock), on_lease, c);
     api_policies_tick(c);
     dsessions_tick(c);

@@ -354,6 +354,8 @@ void api_sessions_open(struct rpc_call *call, const ProtobufCMessage *req, void 
     int rc = dsession_claim(c, s, p, false, &why);
     if (rc == ST_ERESOURCE)
         refuse_quota(call, c, s->principal, &why);
+    else if (rc == ST_ELIMIT)
+        rpc_finish(call, 3, "SIZE", "with that limit %s would hold more than 8 EiB", s->principal);
     else if (rc < 0)
         api_no_memory(call);
     struct grant *g = rc == ST_OK ? grant_new(call, c, s->id, life, p) : NULL;

@@ -134,6 +134,13 @@ struct audit_filter {
 int audit_query(const char *path, const struct audit_filter *f,
                 int (*fn)(void *arg, const struct audit_event *e), void *arg, struct err *e) ST_CHECK;
 
+/* The same on a connection that stays open: for whoever asks often. One thread at a time. */
+struct audit_reader;
+int audit_reader_open(struct audit_reader **out, const char *path, struct err *e) ST_CHECK;
+void audit_reader_close(struct audit_reader *r); /* NULL is fine */
+int audit_reader_query(struct audit_reader *r, const struct audit_filter *f,
+                       int (*fn)(void *arg, const struct audit_event *e), void *arg, struct err *e) ST_CHECK;
+
 struct audit_verdict {
     uint64_t batches, rows, checkpoints, files; /* files: sealed ones, beside the one named */
     int64_t first;                              /* id of the first row looked at */

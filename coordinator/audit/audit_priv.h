@@ -47,7 +47,7 @@ struct seal_result {
     uint64_t bytes, us;
 };
 /* Copies the segment out of the audit.db at path with full indexes and without a WAL, syncs it and gives it
- * its name. `pause` runs between chunks, outside any transaction; non-zero from it stops. Any one thread. */
+ * its name. `pause` runs now and then; non-zero from it stops. Any one thread. */
 int seal_segment(const char *path, const struct segment *s, int (*pause)(void *arg), void *arg,
                  struct seal_result *out, struct err *e) ST_CHECK;
 int file_sha256(const char *path, uint8_t out[CHAIN_HASH], uint64_t *bytes, struct err *e) ST_CHECK;

@@ -450,6 +450,7 @@ int batch_write(struct batch_writer *w, const struct batch_item *items, size_t n
         forget_names(w);
         return rc;
     }
+    w->tried_size = 0;
     w->size += (int64_t)n;
     w->drained = drained;
     memcpy(w->head, hash, CHAIN_HASH);

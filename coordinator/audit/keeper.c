@@ -80,7 +80,7 @@ static int find(struct keeper *k, struct segment *out, struct err *e)
 static void seal(struct keeper *k)
 {
     struct segment s;
-    struct seal_result r;
+    struct seal_result r = {0};
     struct err e = {.code = ST_OK};
     int rc = find(k, &s, &e);
     if (rc == ST_OK)

@@ -4,14 +4,25 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/base/str.h"
 #include "coordinator/audit/audit_priv.h"
 
 #define LIMIT_DEFAULT 1000u
 #define LIMIT_MAX 100000u
 #define NAMES 5u
 
+#define CACHED 64u
+struct cache { /* prepared statements of one connection, by their text */
+    struct {
+        char *sql;
+        sqlite3_stmt *st;
+    } v[CACHED];
+    unsigned next;
+};
+
 struct query {
     const struct audit_filter *f;
+    struct cache *cache; /* NULL: nothing is kept */
     int (*fn)(void *arg, const struct audit_event *e);
     void *arg;
     unsigned *left;
@@ -90,11 +101,14 @@ static int resolve(struct query *q, struct err *e)
     return rc;
 }
 
+/* Left to itself SQLite prefers the range of ids to the index, and reads every row of it. */
 static const char *index_hint(const struct audit_filter *f)
 {
-    if (f->principal || f->job)
-        return "";
-    return f->severity_min >= EVENT_ERROR ? "critical" : f->result == EVENT_DENIED ? "denied" : "";
+    return f->principal                     ? "principal"
+           : f->job                         ? "job"
+           : f->severity_min >= EVENT_ERROR ? "critical"
+           : f->result == EVENT_DENIED      ? "denied"
+                                            : "";
 }
 
 /* Parameter numbers are fixed, so binding does not depend on what is there. */
@@ -118,8 +132,8 @@ static int build_sql(const struct query *q, const struct segment *s, struct buf 
         rc = buf_printf(sql, " WHERE a.id BETWEEN ?1 AND ?2");
     for (unsigned i = 0; rc >= 0 && i < NAMES; i++)
         if (q->name[i])
-            rc = buf_printf(sql, " AND %sa.%s=?%u%s", i == 0 || i == 3 ? "" : "+", columns[i], 3 + i,
-                            i == 3 ? " AND a.job<>0" : "");
+            rc = buf_printf(sql, " AND %sa.%s=?%u%s", strcmp(columns[i], hint) == 0 ? "" : "+", columns[i],
+                            3 + i, i == 3 ? " AND a.job<>0" : "");
     if (rc >= 0 && f->type) {
         size_t len = strlen(f->type);
         bool prefix = len && (f->type[len - 1] == '*' || f->type[len - 1] == '.');
@@ -127,10 +141,11 @@ static int build_sql(const struct query *q, const struct segment *s, struct buf 
                         prefix ? "substr(name,1,length(?8))=?8" : "name=?8");
     }
     /* Without an index of its own the time is a filter: the ids do the narrowing. */
+    const char *no_index = *hint == 'c' || *hint == 'd' ? "" : "+";
     if (rc >= 0 && f->since_us)
-        rc = buf_printf(sql, " AND %sa.ts_us>=?9", *hint ? "" : "+");
+        rc = buf_printf(sql, " AND %sa.ts_us>=?9", no_index);
     if (rc >= 0 && f->until_us)
-        rc = buf_printf(sql, " AND %sa.ts_us<?10", *hint ? "" : "+");
+        rc = buf_printf(sql, " AND %sa.ts_us<?10", no_index);
     if (rc >= 0 && f->severity_min > 0) /* SQLite takes the partial index only for its very condition */
         rc = buf_printf(sql, " AND a.severity>=%d%s", f->severity_min,
                         f->severity_min > EVENT_ERROR ? " AND a.severity>=3" : "");
@@ -180,6 +195,38 @@ static int bind_filter(const struct query *q, sqlite3_stmt *st)
     return rc;
 }
 
+/* A statement of this text, from the cache if it is there; `done` gives it back. */
+static int statement(struct query *q, const char *sql, sqlite3_stmt **st, struct err *e)
+{
+    struct cache *c = q->cache;
+    for (unsigned i = 0; c && i < CACHED && c->v[i].sql; i++)
+        if (strcmp(c->v[i].sql, sql) == 0) {
+            *st = c->v[i].st;
+            return ST_OK;
+        }
+    int rc = db_prepare(q->db, sql, st, e);
+    char *text = rc == ST_OK && c ? strdup(sql) : NULL;
+    if (text) {
+        unsigned i = c->next++ % CACHED;
+        free(c->v[i].sql);
+        sqlite3_finalize(c->v[i].st);
+        c->v[i].sql = text;
+        c->v[i].st = *st;
+    }
+    return rc;
+}
+
+static void done(struct query *q, sqlite3_stmt *st)
+{
+    for (unsigned i = 0; st && q->cache && i < CACHED; i++)
+        if (q->cache->v[i].st == st) {
+            sqlite3_reset(st);
+            sqlite3_clear_bindings(st);
+            return;
+        }
+    sqlite3_finalize(st);
+}
+
 static int query_segment(struct query *q, const struct segment *s, struct err *e)
 {
     sqlite3_stmt *st = NULL;
@@ -188,7 +235,7 @@ static int query_segment(struct query *q, const struct segment *s, struct err *e
     if (q->low > (s->last ? s->last : INT64_MAX) || q->high < s->first || q->low > q->high)
         return ST_OK;
     int rc = build_sql(q, s, &sql) < 0 ? err_set(e, ST_ENOMEM, "audit query: out of memory")
-                                       : db_prepare(q->db, buf_cstr(&sql), &st, e);
+                                       : statement(q, buf_cstr(&sql), &st, e);
     if (rc == ST_OK && bind_filter(q, st) < 0)
         rc = err_set(e, ST_ENOMEM, "audit query: out of memory");
     while (rc == ST_OK && (step = sqlite3_step(st)) == SQLITE_ROW) {
@@ -210,17 +257,15 @@ static int query_segment(struct query *q, const struct segment *s, struct err *e
     }
     if (rc == ST_OK && step != SQLITE_DONE)
         rc = db_fail(q->db, step, "querying the audit rows", e);
-    sqlite3_finalize(st);
+    done(q, st);
     buf_fini(&sql);
     return rc;
 }
 
-/* Opens the file for one consistent look at it. */
-static int open_file(struct query *q, const char *path, struct segment **v, size_t *n, struct err *e)
+/* Begins one consistent look at the open file. */
+static int look_at(struct query *q, struct segment **v, size_t *n, struct err *e)
 {
-    int rc = db_open_ro(&q->db, path, &audit_db_kind, e);
-    if (rc == ST_OK)
-        rc = db_exec(q->db, "BEGIN", e);
+    int rc = db_exec(q->db, "BEGIN", e);
     if (rc == ST_OK)
         rc = segment_list(q->db, v, n, e);
     return rc == ST_OK ? resolve(q, e) : rc;
@@ -252,9 +297,12 @@ static int query_sealed(struct query q, const char *path, const struct segment *
             (f->after_id && (f->descending ? s->first >= f->after_id : s->last <= f->after_id)))
             continue;
         q.db = NULL;
+        q.cache = NULL;
         rc = segment_path(file, path, s->file) < 0
                  ? err_set(e, ST_ELIMIT, "%s: the path of its sealed segments is too long", path)
-                 : open_file(&q, file, &in, &n_in, e);
+                 : db_open_ro(&q.db, file, &audit_db_kind, e);
+        if (rc == ST_OK)
+            rc = look_at(&q, &in, &n_in, e);
         if (rc == ST_OK)
             rc = query_here(&q, in, n_in, e);
         free(in);
@@ -263,26 +311,75 @@ static int query_sealed(struct query q, const char *path, const struct segment *
     return rc;
 }
 
-int audit_query(const char *path, const struct audit_filter *f,
-                int (*fn)(void *arg, const struct audit_event *e), void *arg, struct err *e)
+struct audit_reader {
+    sqlite3 *db;
+    struct cache cache;
+    char path[1024];
+};
+
+int audit_reader_open(struct audit_reader **out, const char *path, struct err *e)
+{
+    struct audit_reader *r = calloc(1, sizeof *r);
+    if (!r || !str_copy(r->path, sizeof r->path, path)) {
+        free(r);
+        return err_set(e, ST_ENOMEM, "%s: no memory to read it, or the path is too long", path);
+    }
+    int rc = db_open_ro(&r->db, path, &audit_db_kind, e);
+    if (rc < 0) {
+        free(r);
+        return rc;
+    }
+    *out = r;
+    return ST_OK;
+}
+
+void audit_reader_close(struct audit_reader *r)
+{
+    if (!r)
+        return;
+    for (unsigned i = 0; i < CACHED; i++) {
+        free(r->cache.v[i].sql);
+        sqlite3_finalize(r->cache.v[i].st);
+    }
+    db_close(r->db);
+    free(r);
+}
+
+int audit_reader_query(struct audit_reader *r, const struct audit_filter *f,
+                       int (*fn)(void *arg, const struct audit_event *e), void *arg, struct err *e)
 {
     unsigned left = f->limit ? f->limit : LIMIT_DEFAULT;
-    struct query q = {.f = f, .fn = fn, .arg = arg, .left = &left};
+    struct query q = {.f = f, .fn = fn, .arg = arg, .left = &left, .cache = &r->cache, .db = r->db};
     struct segment *v = NULL;
     size_t n = 0;
     if (left > LIMIT_MAX)
         left = LIMIT_MAX;
     int rc = check_filter(f, e);
     if (rc == ST_OK)
-        rc = open_file(&q, path, &v, &n, e);
-    /* The live file stays open throughout, so a segment that is sealed meanwhile is read exactly once. */
+        rc = look_at(&q, &v, &n, e);
+    /* One look at the live file throughout, so a segment that is sealed meanwhile is read exactly once. */
     if (rc == ST_OK && !f->descending)
-        rc = query_sealed(q, path, v, n, e);
+        rc = query_sealed(q, r->path, v, n, e);
     if (rc == ST_OK)
         rc = query_here(&q, v, n, e);
     if (rc == ST_OK && f->descending)
-        rc = query_sealed(q, path, v, n, e);
+        rc = query_sealed(q, r->path, v, n, e);
     free(v);
-    db_close(q.db);
+    if (!sqlite3_get_autocommit(r->db))
+        sqlite3_exec(r->db, "COMMIT", NULL, NULL, NULL); /* a reader that stays must not hold the WAL */
+    return rc;
+}
+
+int audit_query(const char *path, const struct audit_filter *f,
+                int (*fn)(void *arg, const struct audit_event *e), void *arg, struct err *e)
+{
+    struct audit_reader *r = NULL;
+    int rc = check_filter(f, e);
+    if (rc == ST_OK)
+        rc = audit_reader_open(&r, path, e);
+    if (rc < 0)
+        return rc;
+    rc = audit_reader_query(r, f, fn, arg, e);
+    audit_reader_close(r);
     return rc;
 }

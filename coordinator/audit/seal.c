@@ -87,7 +87,8 @@ static int exec_for(sqlite3 *db, const struct segment *s, const char *pattern, s
     return rc;
 }
 
-static int copy_rows(sqlite3 *db, const struct segment *s, int (*pause)(void *arg), void *arg, struct err *e)
+/* The same columns in the same order and no index yet: SQLite then moves whole records. */
+static int copy_rows(sqlite3 *db, const struct segment *s, struct err *e)
 {
     int rc =
         exec_for(db, s,
@@ -96,18 +97,69 @@ static int copy_rows(sqlite3 *db, const struct segment *s, int (*pause)(void *ar
                  "device INTEGER NOT NULL, node INTEGER NOT NULL, session INTEGER NOT NULL, job INTEGER NOT "
                  "NULL, operation INTEGER NOT NULL, error TEXT, meta TEXT) STRICT",
                  e);
-    /* In pieces: each is a short read of the live file, so that its WAL can be shortened in between. */
-    for (int64_t at = s->first; rc == ST_OK && at <= s->last; at += CHUNK) {
-        struct segment piece = *s;
-        piece.first = at;
-        piece.last = at + CHUNK - 1 < s->last ? at + CHUNK - 1 : s->last;
-        rc = exec_for(db, &piece,
-                      "INSERT INTO s.audit_%1 SELECT " SEGMENT_COLUMNS
-                      " FROM main.audit_%1 WHERE id BETWEEN %2 AND %3 ORDER BY id",
-                      e);
-        if (rc == ST_OK && pause && pause(arg))
+    return rc < 0 ? rc : exec_for(db, s, "INSERT INTO s.audit_%1 SELECT * FROM main.audit_%1", e);
+}
+
+struct rate {
+    int64_t key[4]; /* minute, event, severity, result */
+    int64_t n;
+};
+
+static int put_rates(sqlite3_stmt *put, sqlite3 *db, const struct rate *r, size_t n, struct err *e)
+{
+    for (size_t i = 0; i < n; i++) {
+        for (int k = 0; k < 4; k++)
+            sqlite3_bind_int64(put, 1 + k, r[i].key[k]);
+        sqlite3_bind_int64(put, 5, r[i].n);
+        if (sqlite3_step(put) != SQLITE_DONE)
+            return db_fail(db, sqlite3_extended_errcode(db), "counting the rows", e);
+        sqlite3_reset(put);
+    }
+    return ST_OK;
+}
+
+/* Counted in the order of the rows, where neighbours share their minute; a GROUP BY would sort all of them.
+ */
+static int copy_rates(sqlite3 *db, const struct segment *s, int (*pause)(void *arg), void *arg, struct err *e)
+{
+    enum { RATES = 64 };
+    struct rate r[RATES];
+    size_t n = 0;
+    char sql[120];
+    int64_t rows = 0;
+    sqlite3_stmt *get = NULL, *put = NULL;
+    snprintf(sql, sizeof sql, "SELECT ts_us/60000000,event,severity,result FROM s.audit_%06lld",
+             (long long)s->n);
+    int step = SQLITE_DONE, rc = db_prepare(db, sql, &get, e);
+    if (rc == ST_OK)
+        rc = db_prepare(
+            db, "INSERT INTO s.rate_1m VALUES(?1,?2,?3,?4,?5) ON CONFLICT DO UPDATE SET n=n+excluded.n", &put,
+            e);
+    while (rc == ST_OK && (step = sqlite3_step(get)) == SQLITE_ROW) {
+        struct rate x = {.n = 1};
+        size_t i = n;
+        for (int k = 0; k < 4; k++)
+            x.key[k] = sqlite3_column_int64(get, k);
+        while (i > 0 && memcmp(r[i - 1].key, x.key, sizeof x.key) != 0)
+            i--;
+        if (i > 0) {
+            r[i - 1].n++;
+        } else {
+            if (n == RATES) {
+                rc = put_rates(put, db, r, n, e);
+                n = 0;
+            }
+            r[n++] = x;
+        }
+        if (++rows % CHUNK == 0 && pause && pause(arg))
             rc = err_set(e, ST_ECLOSED, "sealing was stopped");
     }
+    if (rc == ST_OK && step != SQLITE_DONE)
+        rc = db_fail(db, step, "counting the rows", e);
+    if (rc == ST_OK)
+        rc = put_rates(put, db, r, n, e);
+    sqlite3_finalize(get);
+    sqlite3_finalize(put);
     return rc;
 }
 
@@ -127,10 +179,8 @@ static int copy_rest(sqlite3 *db, const struct segment *s, struct err *e)
         "%2 "
         "AND %3 ORDER BY size",
         "INSERT INTO s.state SELECT 1,last,head,0 FROM main.segment WHERE n=%n",
-        "INSERT INTO s.segment SELECT n,first,last,ts_min,ts_max,opened_us,prev,head,'',zeroblob(32),0 FROM "
-        "main.segment WHERE n=%n",
-        "INSERT INTO s.rate_1m SELECT ts_us/60000000,event,severity,result,count(*) FROM s.audit_%1 GROUP BY "
-        "1,2,3,4",
+        ("INSERT INTO s.segment SELECT n,first,last,ts_min,ts_max,opened_us,prev,head,'',zeroblob(32),0 FROM "
+         "main.segment WHERE n=%n"),
         "INSERT INTO s.rate_1h SELECT minute/60,event,severity,result,sum(n) FROM s.rate_1m GROUP BY 1,2,3,4",
         "CREATE INDEX s.audit_%1_principal ON audit_%1(principal)",
         "CREATE INDEX s.audit_%1_event ON audit_%1(event)",
@@ -221,7 +271,9 @@ int seal_segment(const char *path, const struct segment *s, int (*pause)(void *a
     if (rc == ST_OK)
         rc = db_exec(db, tables, e);
     if (rc == ST_OK)
-        rc = copy_rows(db, s, pause, arg, e);
+        rc = copy_rows(db, s, e);
+    if (rc == ST_OK)
+        rc = copy_rates(db, s, pause, arg, e);
     if (rc == ST_OK)
         rc = copy_rest(db, s, e);
     db_close(db);

@@ -172,6 +172,14 @@ static int row_view(sqlite3 *db, const struct segment *v, size_t n, const char *
     return rc;
 }
 
+/* One row: how the store itself is. */
+#define HEALTH_VIEW                                                                                          \
+    "CREATE VIEW v_health AS SELECT s.size AS rows, lower(hex(s.head)) AS head,"                             \
+    " (SELECT max(size) FROM checkpoint) AS signed_rows,"                                                    \
+    " (SELECT max(ts_us) FROM checkpoint) AS signed_time_us,"                                                \
+    " (SELECT count(*) FROM segment WHERE file='') AS segments,"                                             \
+    " (SELECT count(*) FROM segment WHERE file<>'' AND retired=0) AS sealed,"                                \
+    " (SELECT min(first) FROM segment WHERE file='') AS first_row FROM state s"
 #define RATE_VIEW(name, table, slot, us, s)                                                                  \
     "CREATE VIEW " name " AS SELECT r." slot "*" us " AS time_us, r." slot "*" s                             \
     " AS time, t.name AS type," SEVERITY("r") RESULT("r") " r.n AS n FROM " table                            \
@@ -194,6 +202,8 @@ int segment_views(sqlite3 *db, struct err *e)
         rc = put_view(db, "v_rate_1m", RATE_VIEW("v_rate_1m", "rate_1m", "minute", "60000000", "60.0"), e);
     if (rc == ST_OK)
         rc = put_view(db, "v_rate_1h", RATE_VIEW("v_rate_1h", "rate_1h", "hour", "3600000000", "3600.0"), e);
+    if (rc == ST_OK)
+        rc = put_view(db, "v_health", HEALTH_VIEW, e);
     free(v);
     return rc;
 }

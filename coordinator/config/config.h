@@ -17,6 +17,19 @@ struct config_link {
     uint64_t rtt_ns;
 };
 
+struct config_audit { /* zeros: the audit room's own defaults */
+    bool echo;        /* rows on the log too */
+    bool syslog;
+    char *lines; /* file of JSON lines; NULL = none */
+    uint64_t flush_ns, checkpoint_ns, segment_ns, keep_ns;
+    unsigned flush_rows, ring_rows, segment_rows, hot_segments;
+};
+
+struct config_pin {
+    char *peer; /* principal, pattern or pool/NAME */
+    char *sha256;
+};
+
 struct coord_config {
     char *listen;  /* host:port of the control socket */
     char *tls_dir; /* holds ca.crt, coordinator.crt, coordinator.key */
@@ -24,12 +37,20 @@ struct coord_config {
     char *state_dir; /* state.db, audit.db, reset.key, ticket.key */
     char *admin;     /* principal of the first admin policy: "user/admin" */
     uint64_t suspect_ns, lost_ns, heartbeat_ns;
-    bool audit_echo; /* audit rows on the log too */
+    struct config_audit audit;
     enum log_level log_level;
     struct config_link *links; /* declared between nodes, until they are measured */
     unsigned nlinks;
     double default_bytes_per_s; /* 0 = nodes without a link cannot exchange layers' activations */
     uint64_t default_rtt_ns;
+    bool development;                         /* a CA made on the spot, loopback only */
+    char *tls_ciphers, *tls_groups, *tls_crl; /* NULL: the defaults, none */
+    struct config_pin *pins;
+    unsigned npins;
+    char *ca_dir; /* of the CA that signs; NULL: certificates come from elsewhere */
+    int64_t leaf_ttl_us;
+    char *enroll_listen; /* NULL: nobody can join */
+    double enroll_rate;  /* enrolments a second */
 };
 
 int coord_config_read(struct coord_config *out, const char *path, struct err *e) ST_CHECK;

@@ -1,12 +1,11 @@
-/* audit tail, query, verify. */
+/* audit tail and query. */
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "common/base/clock.h"
 #include "common/base/str.h"
-#include "coordinator/audit/audit.h"
-#include "coordinator/ctl/ctl.h"
-#include "strata/v1/audit.pb-c.h"
+#include "coordinator/ctl/auditcmd.h"
 
 static json_t *row_json(const Strata__V1__AuditRow *r)
 {
@@ -31,23 +30,34 @@ static void print_row(const struct ctl *c, const Strata__V1__AuditRow *r)
            *r->meta ? " " : "", r->meta);
 }
 
-struct words {
-    const char *since, *until, *principal, *type, *node, *device, *job, *severity, *result, *limit;
-    bool oldest, follow;
-};
-
-static int moment(const char *word, const char *name, int64_t *out)
+int ctl_moment(const char *word, const char *name, int64_t *out)
 {
     uint64_t ns;
+    struct tm tm = {0};
     if (!word)
         return 0;
+    const char *end = strptime(word, "%Y-%m-%dT%H:%M:%S", &tm);
+    if (!end)
+        end = strptime(word, "%Y-%m-%d", &tm);
+    if (end && (!*end || !strcmp(end, "Z"))) {
+        *out = (int64_t)timegm(&tm) * 1000000;
+        return 0;
+    }
     if (parse_duration_ns(word, &ns) < 0)
-        return ctl_usage("--%s: '%s' is no duration back from now, such as 15m, 2h or 7d", name, word);
+        return ctl_usage(
+            "--%s: '%s' is neither a duration back from now, such as 15m, 2h or 7d, nor a time (UTC) such as "
+            "2026-11-24T12:00:00Z",
+            name, word);
     *out = clock_wall_us(clock_system()) - (int64_t)(ns / 1000);
     return 0;
 }
 
-static int parse(int argc, char **argv, struct words *w, Strata__V1__AuditQuery *q)
+static char *or_empty(const char *s)
+{
+    return (char *)(uintptr_t)(s ? s : "");
+}
+
+int ctl_audit_parse(int argc, char **argv, struct audit_words *w, Strata__V1__AuditQuery *q)
 {
     const struct ctl_opt opts[] = {
         {.name = "since", .value = &w->since},
@@ -57,32 +67,40 @@ static int parse(int argc, char **argv, struct words *w, Strata__V1__AuditQuery 
         {.name = "node", .value = &w->node},
         {.name = "device", .value = &w->device},
         {.name = "job", .value = &w->job},
+        {.name = "session", .value = &w->session},
+        {.name = "text", .value = &w->text},
         {.name = "severity", .value = &w->severity},
         {.name = "result", .value = &w->result},
         {.name = "limit", .value = &w->limit},
         {.name = "oldest-first", .flag = &w->oldest},
         {.name = "follow", .flag = &w->follow},
+        {.name = "format", .value = &w->format},
+        {.name = "out", .value = &w->out},
+        {.name = "file", .value = &w->file},
     };
     for (int i = 0; i < argc; i++)
         if (!strcmp(argv[i], "-f"))
             argv[i] = (char *)"--follow";
-    int n = ctl_parse(argc, argv, opts, sizeof opts / sizeof *opts);
+    /* The last three are of export alone. */
+    int n = ctl_parse(argc, argv, opts, sizeof opts / sizeof *opts - (w->export ? 0 : 3));
     uint64_t limit = 0;
     if (n < 0)
         return 2;
     if (n > 0)
         return ctl_usage("'%s' is not an option of audit", argv[0]);
-    if (moment(w->since, "since", &q->since_us) || moment(w->until, "until", &q->until_us) ||
-        ctl_number(w->limit, "limit", 1000000, &limit))
+    if (ctl_moment(w->since, "since", &q->since_us) || ctl_moment(w->until, "until", &q->until_us) ||
+        ctl_number(w->limit, "limit", w->export ? UINT32_MAX : 1000000, &limit))
         return 2;
     q->limit = (uint32_t)limit;
-    q->principal = (char *)(w->principal ? w->principal : "");
-    q->type = (char *)(w->type ? w->type : "");
-    q->node = (char *)(w->node ? w->node : "");
-    q->device = (char *)(w->device ? w->device : "");
-    q->job = (char *)(w->job ? w->job : "");
-    q->severity = (char *)(w->severity ? w->severity : "");
-    q->result = (char *)(w->result ? w->result : "");
+    q->principal = or_empty(w->principal);
+    q->type = or_empty(w->type);
+    q->node = or_empty(w->node);
+    q->device = or_empty(w->device);
+    q->job = or_empty(w->job);
+    q->session = or_empty(w->session);
+    q->text = or_empty(w->text);
+    q->severity = or_empty(w->severity);
+    q->result = or_empty(w->result);
     q->oldest_first = w->oldest;
     return 0;
 }
@@ -98,9 +116,9 @@ static void emit(const struct ctl *c, const Strata__V1__AuditRow *r)
 
 int ctl_audit_query(struct ctl *c, int argc, char **argv)
 {
-    struct words w = {0};
+    struct audit_words w = {0};
     Strata__V1__AuditQuery q = STRATA__V1__AUDIT_QUERY__INIT;
-    int x = parse(argc, argv, &w, &q);
+    int x = ctl_audit_parse(argc, argv, &w, &q);
     if (x || (x = ctl_connect(c)))
         return x;
     uint64_t left = q.limit ? q.limit : 100;
@@ -143,10 +161,10 @@ static int print_page(struct ctl *c, const Strata__V1__AuditPage *p)
 
 int ctl_audit_tail(struct ctl *c, int argc, char **argv)
 {
-    struct words w = {0};
+    struct audit_words w = {0};
     Strata__V1__AuditQuery q = STRATA__V1__AUDIT_QUERY__INIT;
     struct strata_error e;
-    int x = parse(argc, argv, &w, &q);
+    int x = ctl_audit_parse(argc, argv, &w, &q);
     if (x || (x = ctl_connect(c)))
         return x;
     if (!q.limit)
@@ -164,30 +182,4 @@ int ctl_audit_tail(struct ctl *c, int argc, char **argv)
     x = print_page(c, (const Strata__V1__AuditPage *)m);
     protobuf_c_message_free_unpacked(m, NULL);
     return x;
-}
-
-int ctl_audit_verify(struct ctl *c, int argc, char **argv)
-{
-    const char *file = NULL;
-    const struct ctl_opt opts[] = {{.name = "file", .value = &file}};
-    if (ctl_parse(argc, argv, opts, 1) != 0 || !file)
-        return ctl_usage("audit verify needs the file: strata audit verify --file audit.db");
-    struct audit_verdict v = {0};
-    struct err e = {0};
-    int rc = audit_verify(file, NULL, &v, &e);
-    if (rc < 0 && rc != ST_ECORRUPT)
-        return ctl_fail(c, &e);
-    char hex[65];
-    hex_encode(hex, v.head, 32);
-    if (c->json)
-        ctl_print_json("strata.audit.verify.v1",
-                       json_pack("{s:b,s:I,s:I,s:s,s:s,s:I,s:I}", "whole", !v.broken, "batches",
-                                 (json_int_t)v.batches, "rows", (json_int_t)v.rows, "head", hex, "why", v.why,
-                                 "bad_first", (json_int_t)v.bad_first, "bad_last", (json_int_t)v.bad_last));
-    else if (v.broken)
-        printf("chain BROKEN at rows %lld-%lld: %s\n", (long long)v.bad_first, (long long)v.bad_last, v.why);
-    else
-        printf("chain ok: %llu rows in %llu batches, head %.12s…\n", (unsigned long long)v.rows,
-               (unsigned long long)v.batches, hex);
-    return v.broken ? 13 : 0;
 }

@@ -60,6 +60,15 @@ int ctl_number(const char *word, const char *name, uint64_t max, uint64_t *out);
 /* ---- commands: argv starts after the command's words ---- */
 
 int ctl_init(struct ctl *c, int argc, char **argv);
+int ctl_node_token(struct ctl *c, int argc, char **argv);
+int ctl_user_token(struct ctl *c, int argc, char **argv);
+int ctl_login(struct ctl *c, int argc, char **argv);
+int ctl_cert_status(struct ctl *c, int argc, char **argv);
+int ctl_cert_renew(struct ctl *c, int argc, char **argv);
+int ctl_cert_rotate(struct ctl *c, int argc, char **argv);
+int ctl_cert_rotate_ca(struct ctl *c, int argc, char **argv);
+int ctl_cert_revoke(struct ctl *c, int argc, char **argv);
+int ctl_cert_pin(struct ctl *c, int argc, char **argv);
 int ctl_status(struct ctl *c, int argc, char **argv);
 int ctl_node_list(struct ctl *c, int argc, char **argv);
 int ctl_node_drain(struct ctl *c, int argc, char **argv);
@@ -73,7 +82,10 @@ int ctl_gpu_put(struct ctl *c, int argc, char **argv);
 int ctl_gpu_get(struct ctl *c, int argc, char **argv);
 int ctl_gpu_copy(struct ctl *c, int argc, char **argv);
 int ctl_gpu_free(struct ctl *c, int argc, char **argv);
+int ctl_gpu_doctor(struct ctl *c, int argc, char **argv);
+int ctl_gpu_exec(struct ctl *c, int argc, char **argv);
 int ctl_gpu_stat(struct ctl *c, int argc, char **argv);
+int ctl_gpu_show(struct ctl *c, int argc, char **argv);
 int ctl_model_inspect(struct ctl *c, int argc, char **argv);
 int ctl_model_synth(struct ctl *c, int argc, char **argv);
 int ctl_plan(struct ctl *c, int argc, char **argv, const char *verb);
@@ -97,5 +109,6 @@ int ctl_user_revoke(struct ctl *c, int argc, char **argv);
 int ctl_audit_tail(struct ctl *c, int argc, char **argv);
 int ctl_audit_query(struct ctl *c, int argc, char **argv);
 int ctl_audit_verify(struct ctl *c, int argc, char **argv);
+int ctl_audit_export(struct ctl *c, int argc, char **argv);
 
 #endif

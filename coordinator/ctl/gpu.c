@@ -1,12 +1,13 @@
 /*
- * gpu alloc|put|get|copy|free|stat|show: device sessions from the command line. A session must outlive the
- * command that began it, so its ticket is kept in DIR/sessions/NODE (0600) and the session lingers between
- * commands: for five minutes, or what --linger says. There is one for each node and identity; `gpu free NODE`
- * ends it.
+ * gpu alloc|put|get|copy|exec|free|stat|show: device sessions from the command line. A session must outlive
+ * the command that began it, so its ticket is kept in DIR/sessions/NODE (0600) and the session lingers
+ * between commands: for five minutes, or what --linger says. There is one for each node and identity; `gpu
+ * free NODE` ends it.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -416,6 +417,106 @@ int ctl_gpu_copy(struct ctl *c, int argc, char **argv)
     return done(a, x);
 }
 
+/* ---- exec ---- */
+
+#define MAX_ARGS 8u
+
+/* "HANDLE", "HANDLE:OFFSET:BYTES"; without a range the whole buffer. */
+static int span_arg(struct ctl *c, struct strata_devices *d, const char *word, Strata__V1__Span *s,
+                    uint8_t handle[STRATA_HANDLE_LEN])
+{
+    char name[160], node[64];
+    const char *colon = strchr(word, ':');
+    int x = str_copy(name, sizeof name, word) ? 0 : ctl_usage("--span '%.40s…' is too long", word);
+    if (colon && x == 0 && (size_t)(colon - word) < sizeof name)
+        name[colon - word] = 0;
+    if (x || (x = handle_arg(name, node, handle)))
+        return x;
+    if (strcmp(node, strata_devices_node(d)) != 0)
+        return ctl_usage("--span %s lies on another node than the device", name);
+    s->handle = (ProtobufCBinaryData){STRATA_HANDLE_LEN, handle};
+    if (!colon)
+        return size_of(c, d, handle, &s->bytes);
+    const char *second = strchr(colon + 1, ':');
+    if (!second || !str_copy(name, sizeof name, colon + 1))
+        return ctl_usage("--span takes HANDLE or HANDLE:OFFSET:BYTES");
+    name[second - colon - 1] = 0;
+    x = bytes_arg(name, "--span OFFSET", &s->offset);
+    return x ? x : bytes_arg(second + 1, "--span BYTES", &s->bytes);
+}
+
+/* "17" is an integer, "1.5f" a float by its bits. */
+static int scalar_arg(const char *word, uint64_t *out)
+{
+    char *end;
+    size_t n = strlen(word);
+    errno = 0;
+    if (n > 1 && word[n - 1] == 'f' && !str_starts(word, "0x")) {
+        float f = strtof(word, &end);
+        uint32_t bits;
+        memcpy(&bits, &f, sizeof bits);
+        *out = bits;
+        if (end == word + n - 1 && !errno)
+            return 0;
+    } else {
+        *out = strtoull(word, &end, 0);
+        if (n && !*end && !errno && word[0] != '-')
+            return 0;
+    }
+    return ctl_usage("--scalar '%s' is no number; 17, 0xff and 1.5f are", word);
+}
+
+int ctl_gpu_exec(struct ctl *c, int argc, char **argv)
+{
+    const char *span_w[MAX_ARGS], *scalar_w[MAX_ARGS], *device;
+    size_t nspans = 0, nscalars = 0;
+    const struct ctl_opt opts[] = {
+        {.name = "span", .list = span_w, .n = &nspans, .list_max = MAX_ARGS},
+        {.name = "scalar", .list = scalar_w, .n = &nscalars, .list_max = MAX_ARGS}};
+    char node[64];
+    uint8_t handle[MAX_ARGS][STRATA_HANDLE_LEN];
+    uint64_t scalar[MAX_ARGS];
+    Strata__V1__Span span[MAX_ARGS], *sp[MAX_ARGS];
+    Strata__V1__ExecuteRequest q = STRATA__V1__EXECUTE_REQUEST__INIT;
+    struct strata_devices *d;
+    struct strata_error e;
+    ProtobufCMessage *m;
+    if (ctl_parse(argc, argv, opts, 2) != 2 || split(argv[0], node, &device) < 0 || !device)
+        return ctl_usage("gpu exec takes NODE/DEVICE KERNEL --span HANDLE[:OFFSET:BYTES] … [--scalar N|N.Nf] "
+                         "…; the kernels are "
+                         "fill copy checksum fma matvec matmul");
+    int x = need(c, node, &d);
+    if (x)
+        return x;
+    for (size_t i = 0; i < nspans && x == 0; i++) {
+        strata__v1__span__init(&span[i]);
+        sp[i] = &span[i];
+        x = span_arg(c, d, span_w[i], &span[i], handle[i]);
+    }
+    for (size_t i = 0; i < nscalars && x == 0; i++)
+        x = scalar_arg(scalar_w[i], &scalar[i]);
+    if (x)
+        return done(d, x);
+    q.device = (char *)device;
+    q.kernel = argv[1];
+    q.spans = sp;
+    q.n_spans = nspans;
+    q.scalars = scalar;
+    q.n_scalars = nscalars;
+    if (strata_devices_call(d, &strata__v1__compute__descriptor, "Execute", &q.base, c->timeout_ns, &m, &e) <
+        0)
+        return failed(c, d, &e);
+    char value[32];
+    snprintf(value, sizeof value, "%016" PRIx64, ((const Strata__V1__ExecuteReply *)m)->value);
+    protobuf_c_message_free_unpacked(m, NULL);
+    if (c->json)
+        x = ctl_print_json("strata.gpu.exec.v1",
+                           json_pack("{s:s,s:s,s:s}", "device", argv[0], "kernel", argv[1], "value", value));
+    else if (!strcmp(argv[1], "checksum"))
+        puts(value);
+    return done(d, x);
+}
+
 /* ---- stat, show ---- */
 
 int ctl_gpu_stat(struct ctl *c, int argc, char **argv)
@@ -456,5 +557,83 @@ int ctl_gpu_stat(struct ctl *c, int argc, char **argv)
     json_decref(a);
     table_free(t);
     protobuf_c_message_free_unpacked(&s->base, NULL);
+    return done(d, x);
+}
+
+/* A session that may only look: it takes nothing from the quota and ends with the command. */
+static int looking(struct ctl *c, const char *node, struct strata_devices **d)
+{
+    struct strata_error e;
+    const struct strata_devices_opts o = {.limit_bytes = 0};
+    int x = take_up(c, node, d);
+    if (x || *d)
+        return x;
+    return strata_devices_open(d, c->client, node, &o, &e) < 0 ? ctl_client_fail(c, &e) : 0;
+}
+
+/* null where the device has no such sensor, or one may not read it. */
+static json_t *sensor(struct ctl *c, struct strata_devices *d, const char *device, const char *method)
+{
+    Strata__V1__MonitorRequest q = STRATA__V1__MONITOR_REQUEST__INIT;
+    struct strata_error e;
+    ProtobufCMessage *m;
+    q.device = (char *)device;
+    if (strata_devices_call(d, &strata__v1__monitor__descriptor, method, &q.base, c->timeout_ns, &m, &e) < 0)
+        return json_null();
+    const Strata__V1__SensorReading *r = (const Strata__V1__SensorReading *)m;
+    json_t *v = r->valid ? json_real(r->value) : json_null();
+    protobuf_c_message_free_unpacked(m, NULL);
+    return v;
+}
+
+static void print_sensor(const char *name, const json_t *v, double scale, const char *unit)
+{
+    if (json_is_real(v))
+        printf("%-12s %.1f %s\n", name, json_real_value(v) * scale, unit);
+    else
+        printf("%-12s -\n", name);
+}
+
+int ctl_gpu_show(struct ctl *c, int argc, char **argv)
+{
+    char node[64], all[16], free_[16];
+    const char *device;
+    struct strata_devices *d;
+    struct strata_error e;
+    Strata__V1__DeviceInfoRequest q = STRATA__V1__DEVICE_INFO_REQUEST__INIT;
+    ProtobufCMessage *m;
+    if (ctl_parse(argc, argv, NULL, 0) != 1 || split(argv[0], node, &device) < 0 || !device)
+        return ctl_usage("gpu show takes NODE/DEVICE");
+    int x = looking(c, node, &d);
+    if (x)
+        return x;
+    q.device = (char *)device;
+    if (strata_devices_call(d, &strata__v1__devices__descriptor, "Info", &q.base, c->timeout_ns, &m, &e) < 0)
+        return failed(c, d, &e);
+    const Strata__V1__Device *v = (const Strata__V1__Device *)m;
+    json_t *t = sensor(c, d, device, "Temperature"), *p = sensor(c, d, device, "Power"),
+           *k = sensor(c, d, device, "Clock");
+    if (c->json) {
+        x = ctl_print_json(
+            "strata.gpu.device.v1",
+            json_pack("{s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:b,s:I,s:I,s:I,s:O,s:O,s:O}", "device", argv[0],
+                      "backend", v->backend, "name", v->name, "vendor", v->vendor, "driver",
+                      v->driver_version, "support", v->support_level, "uuid", v->uuid, "software",
+                      (int)v->software, "memory_bytes", (json_int_t)v->memory_bytes, "available_bytes",
+                      (json_int_t)v->available_bytes, "compute_units", (json_int_t)v->compute_units,
+                      "temperature_c", t, "power_w", p, "clock_hz", k));
+    } else {
+        fmt_bytes(all, v->memory_bytes);
+        fmt_bytes(free_, v->available_bytes);
+        printf("%-12s %s (%s)\n%-12s %s, driver %s, %s\n%-12s %s, %s free\n", "device", argv[0], v->name,
+               "backend", v->backend, v->driver_version, v->support_level, "memory", all, free_);
+        print_sensor("temperature", t, 1, "°C");
+        print_sensor("power", p, 1, "W");
+        print_sensor("clock", k, 1e-6, "MHz");
+    }
+    json_decref(t);
+    json_decref(p);
+    json_decref(k);
+    protobuf_c_message_free_unpacked(m, NULL);
     return done(d, x);
 }

@@ -12,7 +12,8 @@
 #define DAY_US 86400000000ll
 
 struct init {
-    const char *root, *domain, *listen, *admin;
+    const char *root, *domain, *listen, *admin, *enroll, *leaf_ttl;
+    bool ed25519, encrypted;
     const char *nodes[64], *users[64];
     size_t nnodes, nusers;
     struct tls_ca *ca;
@@ -69,19 +70,31 @@ static int identity(struct init *in, const char *dir, enum tls_kind kind, const 
 
 static int make_coordinator(struct init *in)
 {
-    char text[4096], tls[1024], state[1024];
+    char text[8192], tls[1024], state[1024], ca[1024], enroll[300];
     int rc;
     if ((rc = identity(in, "coordinator/tls", TLS_COORDINATOR, NULL, "coordinator")) < 0 ||
         (rc = path(in, tls, "coordinator/tls", NULL)) < 0 ||
-        (rc = path(in, state, "coordinator/state", NULL)) < 0)
+        (rc = path(in, state, "coordinator/state", NULL)) < 0 || (rc = path(in, ca, "ca", NULL)) < 0)
         return rc;
+    const char *colon = strrchr(in->listen, ':');
+    if (!colon)
+        return err_set(&in->e, ST_EINVAL, "--listen: '%s' has no port; write host:port", in->listen);
+    if (in->enroll)
+        str_copy(enroll, sizeof enroll, in->enroll);
+    else /* the gateway has the port in between */
+        snprintf(enroll, sizeof enroll, "%.*s:%d", (int)(colon - in->listen), in->listen,
+                 atoi(colon + 1) + 2);
     snprintf(text, sizeof text,
              "# strata-coordinator run --config THIS\n"
              "version: 1\nlisten: \"%s\"\nadmin: user/%s\ntls: {dir: \"%s\", trust_domain: %s}\nstate: {dir: "
              "\"%s\"}\n"
+             "# The CA that signs; take it away when certificates come from elsewhere.\n"
+             "ca: {dir: \"%s\", leaf_ttl: %s}\n"
+             "# Where nodes and users with a token get their certificate, and nothing else.\n"
+             "enroll: {listen: \"%s\"}\n"
              "# What the planner assumes between nodes until the links are measured.\n"
              "default_link: {bytes_per_s: 125MB, rtt: 500us}\n",
-             in->listen, in->admin, tls, in->domain, state);
+             in->listen, in->admin, tls, in->domain, state, ca, in->leaf_ttl, enroll);
     return put(in, "coordinator", "coordinator.yaml", text);
 }
 
@@ -125,24 +138,49 @@ static int make_nodes(struct init *in)
     return ST_OK;
 }
 
+static int make_ca(struct init *in, const char *dir)
+{
+    char pass[256];
+    struct tls_ca_opts o = {.trust_domain = in->domain, .days = 3650, .ed25519 = in->ed25519};
+    int rc = ST_OK;
+    if (in->encrypted) {
+        if ((rc = tls_ca_passphrase(pass, &in->e)) < 0)
+            return rc;
+        if (strlen(pass) < 8)
+            return err_set(&in->e, ST_EINVAL,
+                           "--encrypt-ca: name a file with a passphrase of 8 characters or more in "
+                           "STRATA_CA_PASSPHRASE_FILE");
+        o.passphrase = pass;
+    }
+    rc = tls_ca_make(dir, &o, clock_system(), &in->e);
+    explicit_bzero(pass, sizeof pass);
+    return rc;
+}
+
 int ctl_init(struct ctl *c, int argc, char **argv)
 {
-    struct init in = {.domain = "strata.local", .listen = "127.0.0.1:7443", .admin = "admin"};
+    struct init in = {
+        .domain = "strata.local", .listen = "127.0.0.1:7443", .admin = "admin", .leaf_ttl = "7d"};
     const struct ctl_opt opts[] = {
         {.name = "trust-domain", .value = &in.domain},
         {.name = "listen", .value = &in.listen},
         {.name = "admin", .value = &in.admin},
+        {.name = "enroll", .value = &in.enroll},
+        {.name = "leaf-ttl", .value = &in.leaf_ttl},
+        {.name = "ed25519", .flag = &in.ed25519},
+        {.name = "encrypt-ca", .flag = &in.encrypted},
         {.name = "node", .list = in.nodes, .n = &in.nnodes, .list_max = 64},
         {.name = "user", .list = in.users, .n = &in.nusers, .list_max = 64},
     };
-    int n = ctl_parse(argc, argv, opts, 5);
+    int n = ctl_parse(argc, argv, opts, sizeof opts / sizeof *opts);
     char ca[1024];
     if (n < 0)
         return 2;
     if (n != 1)
         return ctl_usage(
             "init needs one directory: strata init DIR [--trust-domain D] [--listen HOST:PORT] [--admin "
-            "NAME] [--node NAME]… [--user NAME]…");
+            "NAME] [--enroll HOST:PORT] [--leaf-ttl 7d] [--ed25519] [--encrypt-ca] [--node NAME]… [--user "
+            "NAME]…");
     char *full = realpath(argv[0], NULL);
     if (!full && fs_mkdirs(argv[0], 0700, &in.e) == ST_OK)
         full = realpath(argv[0], NULL);
@@ -154,7 +192,7 @@ int ctl_init(struct ctl *c, int argc, char **argv)
     int rc = path(&in, ca, "ca", NULL);
     bool fresh = rc == ST_OK && !fs_exists(ca);
     if (rc == ST_OK && fresh)
-        rc = tls_ca_create(ca, in.domain, 3650, clock_system(), &in.e);
+        rc = make_ca(&in, ca);
     if (rc == ST_OK)
         rc = tls_ca_load(&in.ca, ca, &in.e);
     if (rc == ST_OK)

@@ -48,6 +48,22 @@ static int plan_show_cmd(struct ctl *c, int argc, char **argv)
 {
     return plan_command(c, argc, argv, "strata plan show", ctl_plan_show);
 }
+static int plan_explain_cmd(struct ctl *c, int argc, char **argv)
+{
+    return plan_command(c, argc, argv, "strata plan explain", ctl_plan_explain);
+}
+static int plan_diff_cmd(struct ctl *c, int argc, char **argv)
+{
+    return plan_command(c, argc, argv, "strata plan diff", ctl_plan_diff);
+}
+static int plan_export_cmd(struct ctl *c, int argc, char **argv)
+{
+    return plan_command(c, argc, argv, "strata plan export", ctl_plan_export);
+}
+static int plan_replan_cmd(struct ctl *c, int argc, char **argv)
+{
+    return plan_command(c, argc, argv, "strata plan replan", ctl_plan_replan);
+}
 
 static const struct command {
     const char *room, *verb; /* verb NULL: the command is one word */
@@ -61,19 +77,35 @@ static const struct command {
     {"node", "drain", ctl_node_drain, "move everything off a node and place nothing new on it"},
     {"node", "resume", ctl_node_resume, "let a node take layers again"},
     {"node", "forget", ctl_node_forget, "a node that is gone for good: its layers are placed elsewhere"},
+    {"node", "token", ctl_node_token, "create, list or revoke the tokens that let nodes join"},
+    {"user", "token", ctl_user_token, "a token with which a user logs in"},
+    {"login", NULL, ctl_login, "turn a token into this user's identity"},
+    {"cert", "status", ctl_cert_status, "certificates, their ends, revocations and pins"},
+    {"cert", "renew", ctl_cert_renew, "renew this user's certificate"},
+    {"cert", "rotate", ctl_cert_rotate, "new certificates or keys for nodes, coordinator, tickets"},
+    {"cert", "rotate-ca", ctl_cert_rotate_ca, "a new CA, with overlap; --dry-run says who would be cut off"},
+    {"cert", "revoke", ctl_cert_revoke, "revoke by serial, identity or key, at once"},
+    {"cert", "pin", ctl_cert_pin, "pin a peer's or a pool's key"},
     {"gpu", "list", ctl_gpu_list, "devices of all nodes"},
     {"gpu", "alloc", ctl_gpu_alloc,
      "device memory of one's own; begins a session with the node if there is none"},
     {"gpu", "put", ctl_gpu_put, "a file into device memory, verified there"},
     {"gpu", "get", ctl_gpu_get, "device memory into a file"},
     {"gpu", "copy", ctl_gpu_copy, "from one handle to another, between nodes as well"},
+    {"gpu", "exec", ctl_gpu_exec, "a built-in kernel over one's own device memory"},
+    {"gpu", "show", ctl_gpu_show, "one device and what its sensors say"},
     {"gpu", "free", ctl_gpu_free, "give a handle back, or end the whole session with a node"},
     {"gpu", "stat", ctl_gpu_stat, "what one's session with a node holds"},
+    {"gpu", "doctor", ctl_gpu_doctor, "what keeps this machine's GPUs from being used, and what to do"},
     {"model", "inspect", ctl_model_inspect, "the layers of a model file and what each costs"},
     {"model", "synth", ctl_model_synth, "write a model file with seeded weights"},
     {"plan", "solve", plan_solve_cmd, "plan a model on a described cluster"},
+    {"plan", "replan", plan_replan_cmd, "change a plan with the fewest bytes moved"},
     {"plan", "check", plan_check_cmd, "recompute every figure of a plan"},
     {"plan", "show", plan_show_cmd, "a plan as a table"},
+    {"plan", "explain", plan_explain_cmd, "why each device is or is not in a plan, and what would change it"},
+    {"plan", "diff", plan_diff_cmd, "what differs between two plans"},
+    {"plan", "export", plan_export_cmd, "a plan for llama.cpp, vLLM or accelerate"},
     {"job", "submit", ctl_job_submit, "plan, place and load a model"},
     {"job", "list", ctl_job_list, "jobs"},
     {"job", "show", ctl_job_show, "one job; --verify reads its layers back from the devices"},
@@ -97,7 +129,8 @@ static const struct command {
     {"user", "revoke", ctl_user_revoke, "take a user's rights away"},
     {"audit", "tail", ctl_audit_tail, "the latest audit rows; -f follows"},
     {"audit", "query", ctl_audit_query,
-     "audit rows by time, principal, type, node, device, job, severity, result"},
+     "audit rows by time, principal, type, node, device, job, session, severity, result, text"},
+    {"audit", "export", ctl_audit_export, "audit rows as JSON lines, CSV or an SQLite file"},
     {"audit", "verify", ctl_audit_verify, "check the hash chain of an audit file, offline"},
 };
 #define NCOMMANDS (sizeof commands / sizeof *commands)

@@ -557,8 +557,8 @@ int ctl_user_create(struct ctl *c, int argc, char **argv)
     int x = change(c, "Apply", &q.base);
     if (!x)
         fprintf(stderr,
-                "strata: this made the policy alone; %s still needs a certificate of this cluster's CA\n",
-                name);
+                "strata: that is the policy; strata user token %s makes the token with which they log in\n",
+                argv[0]);
     return x;
 }
 

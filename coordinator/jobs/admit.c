@@ -131,39 +131,26 @@ static void unhold(struct submission *s)
         }
 }
 
-uint64_t jobs_used_bytes(struct jobs *js, const char *principal)
+bool job_plan_again(int fits, const struct quota_refusal *why)
 {
-    uint64_t n = 0;
-    for (struct job *j = js->head; j; j = j->next)
-        if (!job_ended(j->state) && !strcmp(j->principal, principal))
-            n += job_held_bytes(j);
-    for (struct submission *s = js->holding; s; s = s->next_holding)
-        if (!strcmp(s->j->principal, principal))
-            n += job_held_bytes(s->j);
-    return n;
+    return fits == ST_EAGAIN || (fits == ST_ERESOURCE && !*why->where);
 }
 
-bool job_still_fits(const struct job *j)
+int job_still_fits(const struct job *j, struct quota_refusal *why)
 {
     struct jobs *js = j->jobs;
-    const struct policy *pol = js->cfg.policy(js->cfg.policy_ctx, j->principal);
-    if (pol && pol->has_quota) {
-        uint64_t ask = job_held_bytes(j), used = jobs_used_bytes(js, j->principal) - (j->sub ? ask : 0);
-        if (used > pol->quota_bytes || ask > pol->quota_bytes - used)
-            return false;
-    }
     for (size_t i = 0; i < j->nlayers; i++) {
         struct topo_node *n = NULL;
         struct topo_device *d = topo_device(js->cfg.topo, j->layers[i].device, &n);
         uint64_t need = 0;
         if (!d || !job_device_usable(n, d))
-            return false;
+            return ST_EAGAIN;
         for (size_t k = 0; k < j->nlayers; k++)
             need += strcmp(j->layers[k].device, d->id) ? 0 : j->layers[k].mem;
         if (need > topo_free_bytes(d))
-            return false;
+            return ST_EAGAIN;
     }
-    return true;
+    return job_claim(j, why);
 }
 
 static void reserved(void *arg, int rc, const struct err *e)
@@ -172,12 +159,14 @@ static void reserved(void *arg, int rc, const struct err *e)
     struct jobs *js = s->js;
     unhold(s);
     if (rc < 0) {
+        quota_release(js->quota, s->j->id);
         job_account_resident(js);
         submission_end(s, NULL, e);
         return;
     }
     struct job *j = s->j;
     j->state = JOB_RESERVED;
+    quota_commit(js->quota, j->id);
     job_list(j);
     LOG_I(js->cfg.log, "jobs", "job=%s principal=%s model=%s reserved layers=%zu", j->id, j->principal,
           j->name, j->nlayers);
@@ -196,6 +185,7 @@ static void reserve(struct submission *s, const struct plan *p)
         store_txn_free(t);
         buf_fini(&rec);
         err_set(&e, ST_ENOMEM, "no memory to record the job");
+        quota_release(s->js->quota, j->id);
         submission_end(s, NULL, &e);
         return;
     }
@@ -257,7 +247,7 @@ static void refuse(struct submission *s, const struct err *e)
     if (pol && pol->has_quota && job_total_bytes(j) > pol->quota_bytes && (t = store_txn_new())) {
         struct event_meta m = {0};
         event_meta_u64(&m, "bytes", job_total_bytes(j));
-        event_meta_u64(&m, "used", jobs_used_bytes(js, j->principal));
+        event_meta_u64(&m, "used", quota_charged(js->quota, j->principal, ""));
         event_meta_u64(&m, "quota", pol->quota_bytes);
         job_event(t, j, EV_SECURITY_QUOTA_EXCEEDED, EVENT_DENIED, NULL, event_meta_text(&m), e->text);
         event_meta_fini(&m);
@@ -286,6 +276,16 @@ static void no_room(struct submission *s, const struct err *e)
     submission_plan(s);
 }
 
+static int not_taken(const struct submission *s, int fits, const struct quota_refusal *why, struct err *e)
+{
+    if (fits == ST_ERESOURCE)
+        return job_quota_refused(s->j, why, e);
+    if (fits == ST_EAGAIN)
+        return err_reason(e, ST_ECONFLICT, "BUSY",
+                          "other jobs took the memory of %u plans in a row: submit it again", s->tries);
+    return err_set(e, fits, "no room to count the job's memory: %s", status_name(fits));
+}
+
 static void new_planned(struct submission *s, const struct plan *p)
 {
     struct err e = {0};
@@ -296,13 +296,20 @@ static void new_planned(struct submission *s, const struct plan *p)
         j->state = JOB_QUEUED;
         str_copy(j->reason, sizeof j->reason, s->why.text);
     }
-    if (rc == ST_OK && !whole && !s->dry_run && !job_still_fits(j)) {
-        if (++s->tries < MAX_TRIES) {
+    if (rc == ST_OK && !whole && !s->dry_run) {
+        struct quota_refusal why = {0};
+        int fits = job_still_fits(j, &why);
+        bool waits = fits == ST_ERESOURCE && why.asked <= why.limit;
+        if (job_plan_again(fits, &why) && ++s->tries < MAX_TRIES) {
             submission_plan(s);
             return;
         }
-        rc = err_reason(&e, ST_ECONFLICT, "BUSY",
-                        "other jobs took the memory of %u plans in a row: submit it again", s->tries);
+        if (waits) { /* its owner holds too much there just now */
+            job_quota_why(j, &why, &e);
+            no_room(s, &e);
+            return;
+        }
+        rc = fits < 0 ? not_taken(s, fits, &why, &e) : ST_OK;
     }
     if (rc < 0)
         refuse(s, &e);
@@ -414,10 +421,12 @@ static int take_found(struct submission *s, struct err *e)
 /* What its owner may still hold; with `whole`, all that he ever may. */
 static double quota_left(const struct submission *s, const struct policy *pol)
 {
-    uint64_t used = s->stage == PLAN_WHOLE ? 0 : jobs_used_bytes(s->js, s->j->principal);
+    uint64_t used = s->stage == PLAN_WHOLE ? 0 : quota_charged(s->js->quota, s->j->principal, "");
     for (const struct job *j = s->js->head; j && s->stage == PLAN_PREEMPT; j = j->next)
-        if (j->victim && !strcmp(j->principal, s->j->principal))
-            used -= job_held_bytes(j);
+        if (j->victim && !strcmp(j->principal, s->j->principal)) {
+            uint64_t held = job_held_bytes(j);
+            used -= held < used ? held : used;
+        }
     return used < pol->quota_bytes ? (double)(pol->quota_bytes - used) : 0;
 }
 

@@ -89,6 +89,17 @@ struct healing {
     char **old; /* devices, to go back to */
 };
 
+/* Back to where its layers were. */
+static void go_back(struct healing *h)
+{
+    struct job *j = h->s->j;
+    for (size_t i = 0; h->old && i < j->nlayers && h->old[i]; i++) {
+        char *now = j->layers[i].device;
+        j->layers[i].device = h->old[i];
+        h->old[i] = now;
+    }
+}
+
 static void healing_free(struct healing *h)
 {
     for (size_t i = 0; h->old && i < h->s->j->nlayers; i++)
@@ -122,11 +133,7 @@ static void healed(void *arg, int rc, const struct err *e)
     j->moving = false;
     if (rc < 0) {
         LOG_E(j->jobs->cfg.log, "jobs", "new places refused job=%s error=%s", j->id, e->text);
-        for (size_t i = 0; i < j->nlayers; i++) {
-            char *now = j->layers[i].device;
-            j->layers[i].device = h->old[i];
-            h->old[i] = now;
-        }
+        go_back(h);
         j->stalled = true;
     } else {
         j->state = JOB_LOADING;
@@ -137,7 +144,7 @@ static void healed(void *arg, int rc, const struct err *e)
         free_old(h);
     }
     healing_free(h);
-    job_account_resident(j->jobs);
+    job_recount(j);
     submission_end(s, j, NULL);
     job_changed(j);
     job_pump(j);
@@ -190,15 +197,14 @@ static void take_heal(struct submission *s, const struct plan *p)
         ok = (h->old[i] = strdup(j->layers[i].device)) != NULL;
     ok = ok && job_take_plan(j, p, &e) == ST_OK;
     job_account_resident(j->jobs);
-    if (!ok || !fits_with_own(j)) { /* another job was quicker: with the next change of room */
-        for (size_t i = 0; ok && i < j->nlayers; i++) {
-            char *now = j->layers[i].device;
-            j->layers[i].device = h->old[i];
-            h->old[i] = now;
-        }
-        job_account_resident(j->jobs);
-        if (h)
+    /* Another job was quicker, or there is no memory to count it: with the next change of room. The quota
+     * does not refuse what its owner has already. */
+    if (!ok || !fits_with_own(j) || job_claim_held(j) < 0) {
+        if (h) {
+            go_back(h);
             healing_free(h);
+        }
+        job_recount(j);
         store_txn_free(t);
         j->tried = 0;
         submission_end(s, j, NULL);

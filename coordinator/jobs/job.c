@@ -140,9 +140,13 @@ int jobs_new(struct jobs **out, const struct jobs_cfg *cfg)
         return ST_ENOMEM;
     js->cfg = *cfg;
     int rc = asked_init(js);
+    if (rc == ST_OK && !cfg->quota)
+        rc = quota_new(&js->own_quota, rng_system());
     if (rc == ST_OK && !cfg->plan)
         rc = planner_new(&js->planner, cfg->port);
+    js->quota = cfg->quota ? cfg->quota : js->own_quota;
     if (rc < 0) {
+        quota_free(js->own_quota);
         asked_fini(js);
         free(js);
         return rc;
@@ -205,6 +209,7 @@ void jobs_free(struct jobs *js)
         js->head = j->next;
         job_free(j);
     }
+    quota_free(js->own_quota);
     free(js);
 }
 
@@ -288,6 +293,9 @@ int jobs_load(struct jobs *js, struct err *e)
         (rc = store_load_layers(js->cfg.store, load_layer, &ld, e)) < 0 ||
         (rc = store_load_plans(js->cfg.store, load_plan, &ld, e)) < 0)
         return rc;
+    for (struct job *j = js->head; j; j = j->next)
+        if (!job_ended(j->state) && j->state != JOB_QUEUED && (rc = job_claim_held(j)) < 0)
+            return err_set(e, rc, "no room to count the memory of job %s: %s", j->id, status_name(rc));
     for (struct job *j = js->head; j; j = j->next)
         j->stalled = true; /* what it was at when the coordinator ended goes on with the first tick */
     return asked_load(js, e);

@@ -14,7 +14,7 @@
 #include "common/base/err.h"
 #include "common/base/log.h"
 #include "common/base/port.h"
-#include "coordinator/access/access.h"
+#include "coordinator/access/quota.h"
 #include "coordinator/audit/audit.h"
 #include "coordinator/jobs/state.h"
 #include "coordinator/plan/plan.h"
@@ -162,6 +162,7 @@ struct jobs_cfg {
     void *agents_ctx;
     const struct policy *(*policy)(void *ctx, const char *principal); /* NULL = none */
     void *policy_ctx;
+    struct quota *quota; /* what principals hold; NULL: the room keeps a ledger of its own */
     /* Adds declared or measured links to a snapshot. */
     int (*links)(void *ctx, struct cluster *c);
     void *links_ctx;

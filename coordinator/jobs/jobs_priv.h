@@ -60,6 +60,7 @@ struct jobs {
     uint64_t next_try_ns; /* of all that waits, whatever happened */
     bool admitting;       /* one of the queue is being planned */
     bool stopping;
+    struct quota *quota, *own_quota;
 };
 
 /* job.c */
@@ -82,9 +83,11 @@ void submission_plan(struct submission *s);
 void submission_end(struct submission *s, const struct job *j, const struct err *e);
 /* For a job that exists; NULL: no memory. */
 struct submission *submission_of(struct job *j, enum sub_kind kind);
-/* Does what was planned on an earlier snapshot still fit? j is not counted yet. */
-bool job_still_fits(const struct job *j);
-uint64_t jobs_used_bytes(struct jobs *js, const char *principal);
+/* Does what was planned on an earlier snapshot still fit? Then its bytes are claimed. ST_EAGAIN: not on the
+ * devices; ST_ERESOURCE: not under the quota, *why says where. j is not counted on the devices yet. */
+int job_still_fits(const struct job *j, struct quota_refusal *why) ST_CHECK;
+/* Would another plan help? ST_EAGAIN, or a quota that the planner knows. */
+bool job_plan_again(int fits, const struct quota_refusal *why);
 /* Sets each layer's mem from the plan's stages. */
 int job_take_memory(struct job *j, const struct plan *p, struct err *e) ST_CHECK;
 int job_take_plan(struct job *j, const struct plan *p,
@@ -140,6 +143,17 @@ struct snapshot_opts {
 int snapshot_build(struct jobs *js, const struct snapshot_opts *o, struct cluster **out,
                    struct err *e) ST_CHECK;
 bool job_device_usable(const struct topo_node *n, const struct topo_device *d);
+
+/* claim.c: the job's memory in the quota ledger. Again, with other devices, whenever layers change places. */
+int job_claim(const struct job *j, struct quota_refusal *why) ST_CHECK; /* ST_ERESOURCE with *why */
+int job_claim_held(const struct job *j) ST_CHECK;                       /* whatever the quota says */
+/* Copies or layers came, went or changed places: counted again in the ledger and on the devices. */
+void job_recount(struct job *j);
+/* May this much more of it lie on the device, by its owner's quotas for the device and its node? */
+bool job_may_lie(const struct job *j, const char *device, uint64_t bytes, struct quota_refusal *why);
+/* The sentence for a refusal; the second also audits it. Return ST_ERESOURCE. */
+int job_quota_why(const struct job *j, const struct quota_refusal *why, struct err *e);
+int job_quota_refused(const struct job *j, const struct quota_refusal *why, struct err *e);
 
 /* record.c: a job's immutable part as the blob in state.db */
 int job_record_write(const struct job *j, struct buf *out) ST_CHECK;

@@ -84,8 +84,10 @@ static void moved(void *arg, int rc, const struct err *e)
             job_unplace(j);
         if (j->state == JOB_DEGRADED)
             j->tried = 0; /* another place may be looked for at once */
-        if (job_ended(j->state) || j->state == JOB_QUEUED)
+        if (job_ended(j->state) || j->state == JOB_QUEUED) {
+            quota_release(j->jobs->quota, j->id);
             job_account_resident(j->jobs);
+        }
         job_changed(j);
     }
     free(m);

@@ -17,7 +17,9 @@
 static const char *reason_code(const struct submission *s)
 {
     const struct policy *pol = s->js->cfg.policy(s->js->cfg.policy_ctx, s->j->principal);
-    uint64_t used = jobs_used_bytes(s->js, s->j->principal), ask = job_total_bytes(s->j);
+    uint64_t used = quota_charged(s->js->quota, s->j->principal, ""), ask = job_total_bytes(s->j);
+    if (!strcmp(s->why.reason, "QUOTA_EXCEEDED"))
+        return "QUOTA";
     if (pol && pol->has_quota && (used >= pol->quota_bytes || ask > pol->quota_bytes - used))
         return "QUOTA";
     return !strcmp(s->why.reason, "NO_DEVICE") ? "NO_DEVICE" : "NO_ROOM";
@@ -152,9 +154,9 @@ void queue_ended(struct submission *s, const struct err *e)
     if (j->state == JOB_QUEUED && !j->moving) {
         s->why = *e;
         str_copy(j->reason_code, sizeof j->reason_code,
-                 e->code == ST_EINFEASIBLE ? reason_code(s)
-                 : e->reason[0]            ? e->reason
-                                           : status_name(e->code));
+                 e->code == ST_EINFEASIBLE || e->code == ST_ERESOURCE ? reason_code(s)
+                 : e->reason[0]                                       ? e->reason
+                                                                      : status_name(e->code));
         str_copy(j->reason, sizeof j->reason, e->text);
         job_changed(j);
     }
@@ -168,8 +170,10 @@ static void admitted(void *arg, int rc, const struct err *e)
     j->moving = false;
     if (rc < 0) {
         LOG_E(j->jobs->cfg.log, "jobs", "admission refused job=%s error=%s", j->id, e->text);
+        quota_release(j->jobs->quota, j->id);
         job_unplace(j);
     } else {
+        quota_commit(j->jobs->quota, j->id);
         j->state = JOB_RESERVED;
         j->reason_code[0] = 0;
         str_copy(j->reason, sizeof j->reason, "planned and reserved");
@@ -191,18 +195,23 @@ void queue_admit(struct submission *s, const struct plan *p)
         next(s); /* cancelled meanwhile */
         return;
     }
-    int rc = job_take_plan(j, p, &e);
-    if (rc == ST_OK && !job_still_fits(j)) {
+    struct quota_refusal why = {0};
+    int rc = job_take_plan(j, p, &e), fits = rc == ST_OK ? job_still_fits(j, &why) : ST_OK;
+    if (fits < 0) {
         job_unplace(j);
-        if (++s->tries < 64) {
+        if (job_plan_again(fits, &why) && ++s->tries < 64) {
             submission_plan(s);
             return;
         }
-        rc =
-            err_reason(&e, ST_ECONFLICT, "BUSY", "other jobs took the memory of %u plans in a row", s->tries);
+        rc = fits == ST_ERESOURCE ? job_quota_why(j, &why, &e)
+             : fits == ST_EAGAIN
+                 ? err_reason(&e, ST_ECONFLICT, "BUSY", "other jobs took the memory of %u plans in a row",
+                              s->tries)
+                 : err_set(&e, fits, "no room to count the job's memory: %s", status_name(fits));
     }
     struct store_txn *t = rc == ST_OK ? store_txn_new() : NULL;
     if (!t) {
+        quota_release(js->quota, j->id);
         job_unplace(j);
         if (rc == ST_OK)
             err_set(&e, ST_ENOMEM, "no memory to admit the job");

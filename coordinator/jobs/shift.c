@@ -78,7 +78,7 @@ static void on_freed(void *arg, int rc, const struct err *e)
         return;
     }
     shift_end(h); /* an agent that is away drops it when it is back */
-    job_account_resident(j->jobs);
+    job_recount(j);
     job_pump(j);
 }
 
@@ -90,7 +90,7 @@ static void ask_free(struct job_shift *h)
         return;
     if (!node_reachable(n)) {
         shift_end(h);
-        job_account_resident(j->jobs);
+        job_recount(j);
         return;
     }
     if (j->jobs->cfg.agents->release(j->jobs->cfg.agents_ctx, n, j->id, h->l->id, h->old, on_freed, h) < 0) {
@@ -117,11 +117,14 @@ static void drop(struct job_shift *h)
 
 void shifts_abort(struct job *j)
 {
+    bool any = j->shifts;
     for (struct job_shift *h = j->shifts, *next; h; h = next) {
         next = h->next;
         if (h->state == SHIFT_COPY)
             drop(h);
     }
+    if (any)
+        job_recount(j);
 }
 
 /* ---- switch ---- */
@@ -150,7 +153,7 @@ static void switched(void *arg, int rc, const struct err *e)
         LOG_I(j->jobs->cfg.log, "jobs", "moved job=%s layer=%s from=%s to=%s", j->id, l->id, h->old,
               l->device);
     }
-    job_account_resident(j->jobs);
+    job_recount(j);
     job_changed(j);
     job_pump(j);
 }
@@ -327,7 +330,7 @@ static void begun(void *arg, int rc, const struct err *e)
     j->moving = false;
     if (rc < 0) {
         shifts_abort(j);
-        job_account_resident(j->jobs);
+        job_recount(j);
     } else {
         j->state = JOB_MIGRATING;
         j->updated_us = jobs_now(j->jobs);
@@ -372,6 +375,19 @@ static int find_range(struct job *j, const char *first, const char *last, size_t
     return *b < *a ? err_reason(e, ST_EINVAL, "RANGE", "layer %s comes before %s", last, first) : ST_OK;
 }
 
+/* What is on a drained node has to go: its owner's quota for a device or node does not keep it there. */
+static int check_quota(struct job *j, size_t a, size_t b, const char *to, struct err *e)
+{
+    struct quota_refusal why = {0};
+    uint64_t bytes = 0;
+    for (size_t i = a; i <= b; i++) {
+        struct topo_node *n = layer_node(j, &j->layers[i]);
+        if (strcmp(j->layers[i].device, to) != 0 && !(n && n->draining))
+            bytes += j->layers[i].mem;
+    }
+    return job_may_lie(j, to, bytes, &why) ? ST_OK : job_quota_why(j, &why, e);
+}
+
 static int plan_shifts(struct job *j, const char *first, const char *last, const char *to, unsigned *n,
                        struct err *e)
 {
@@ -382,7 +398,7 @@ static int plan_shifts(struct job *j, const char *first, const char *last, const
         return rc;
     for (size_t i = a; i <= b; i++)
         need += strcmp(j->layers[i].device, to) ? j->layers[i].mem : 0;
-    if (need && (rc = check_target(j, to, need, e)) < 0)
+    if (need && ((rc = check_target(j, to, need, e)) < 0 || (rc = check_quota(j, a, b, to, e)) < 0))
         return rc;
     *n = 0;
     for (size_t i = a; i <= b && rc == ST_OK; i++) {
@@ -440,7 +456,7 @@ void jobs_move(struct jobs *js, struct job *j, const char *first, const char *la
     store_txn_event(t, &ev);
     event_meta_fini(&meta);
     j->moving = true;
-    job_account_resident(js); /* room on the target counts from here on */
+    job_recount(j); /* room on the target counts from here on */
     rc = jobs_store(js, t, begun, m);
     if (rc < 0) {
         err_set(&e, rc, "state.db does not take it now (%s): try again", status_name(rc));

@@ -1,29 +1,55 @@
 /*
- * Exact for chains: F[S][e][l] = least cost of running layers [l, L) when the stage that starts at l is on e
- * and exactly the devices of S are used from there on. Built from the end, so that ties fall to the device
- * and cut that come first. Only rows with e in S are stored. A state is dropped when even the relaxed cost of
- * what goes before it would pass the best whole plan so far; that never drops an optimum.
+ * Exact for sums over chains: F[S][e][l] = least cost of running layers [l, L) when the stage that starts at
+ * l is on e and exactly the devices of S are used from there on. Built from the end. A value is dropped when
+ * it cannot be part of a plan as good as the best so far: by the relaxed cost of what goes before it, or by
+ * the least that the devices left over take for the layers before it, each filled no further than its longest
+ * run (fill_bound). Neither ever drops an optimum. Rows that are dropped whole take no memory, and mostly
+ * that is nearly all of them.
+ *
+ * Where a device's runs are sums of layer times within a window that only moves forward, the best cut of
+ * every start is a sliding-window minimum; other tables (measured segments that may go anywhere) are walked.
  */
 #include <stdlib.h>
 #include <string.h>
 
 #include "coordinator/plan/inst.h"
+#include "coordinator/plan/minplus.h"
 
-#define SEED_FROM 10u /* devices from which a first upper bound pays for itself */
+#define SEED_FROM 9u /* devices from which a first upper bound pays for itself */
 #define SEED_WIDTH 4u
+#define SLACK 1e-11 /* relative; other orders of additions must not cut off an optimum */
+#define RUNGS 17u   /* levels of the ladder: 2^17 is above any number of layers */
+#define SMOOTH_MAX                                                                                           \
+    64.0 /* a device slower than this many optima loses digits in differences of prefix sums                 \
+          */
 
 struct mask {
     const struct prob *p;
-    size_t D, L, W; /* W = L + 1 */
-    size_t *off;    /* 2^D: rows before those of a set */
-    double *f;      /* rows × W */
-    unsigned char *live;
-    double *stage; /* e, m, l: cost of [l, m) on e, so that the inner loop runs over l */
-    size_t *lo;    /* e, m: first l with a finite cost */
-    double *hop;   /* e, d, m */
-    double *before, *after;
+    struct budget *b;
+    size_t D, L, W;           /* W = L + 1 */
+    uint32_t *row;            /* set, e: place of a row in the arena plus one; 0 = dropped */
+    size_t n_rows, rows_each; /* rows in all, and in a chunk of the arena */
+    double *stage;            /* e, m, l: cost of [l, m) on e; only for devices that are not smooth */
+    uint32_t *lo;             /* e, m: first l with a cost within the limit */
+    bool *smooth;             /* D */
+    double *prefix;           /* e, l */
+    uint32_t *last;           /* e, l: the last end from l; 0 = none */
+    double *hop;              /* e, d, m */
+    double *into;             /* e, l: relaxed cost of [0, l) and of the hop to e */
+    double *before;
     double *arrive; /* W */
-    double best;    /* or the limit, as long as nothing is found */
+    const struct minplus *v;
+    double *ladder; /* levels of stride each */
+    size_t stride;
+    uint32_t *pick;   /* e, l: the two entries of the ladder that cover l's window */
+    unsigned *levels; /* e */
+    /* fill_bound: a unit of work is what the fastest device does in a second */
+    double *work;                /* l: work of [0, l) */
+    double *rate, *most;         /* e: least seconds a unit; most work in one run */
+    uint32_t *by_rate, *by_most; /* devices, the cheapest and the largest first */
+    double hop_least, open_least, first_least;
+    double *fill; /* W */
+    double best;  /* or the limit, as long as nothing is found */
     bool found;
     unsigned best_set;
     size_t best_dev;
@@ -31,67 +57,284 @@ struct mask {
 
 static void mask_fini(struct mask *k)
 {
-    free(k->off);
-    free(k->f);
-    free(k->live);
+    free(k->row);
     free(k->stage);
     free(k->lo);
+    free(k->smooth);
+    free(k->prefix);
+    free(k->last);
     free(k->hop);
+    free(k->into);
     free(k->before);
-    free(k->after);
+    free(k->ladder);
+    free(k->pick);
+    free(k->levels);
     free(k->arrive);
+    free(k->work);
+    free(k->rate);
+    free(k->most);
+    free(k->by_rate);
+    free(k->by_most);
+    free(k->fill);
 }
 
-static size_t row_of(const struct mask *k, unsigned set, size_t d)
+static double *row_at(const struct mask *k, uint32_t place)
 {
-    return k->off[set] + (size_t)__builtin_popcount(set & ((1u << d) - 1u));
+    return &k->b->chunk[(place - 1) / k->rows_each][(place - 1) % k->rows_each * k->W];
+}
+static const double *row_of(const struct mask *k, unsigned set, size_t d)
+{
+    uint32_t place = k->row[set * k->D + d];
+    return place ? row_at(k, place) : NULL;
 }
 
-static int mask_init(struct mask *k, const struct prob *p, struct budget *b)
+/* The next free row, which stays free until k->n_rows counts it. */
+static int row_next(struct mask *k, double **out)
 {
-    size_t D = k->D = p->in->D, L = k->L = p->in->L, W = k->W = L + 1;
-    k->p = p;
-    k->best = INFINITY;
-    if (D == 0 || D > INST_EXACT_DEVICES)
-        return ST_ELIMIT;
-    size_t sets = (size_t)1 << D, rows = D << (D - 1);
-    double bytes = (double)rows * (double)W * 8 + (double)D * (double)W * (double)(W + D + 4) * 8;
-    if (bytes > (double)b->memory_limit)
-        return ST_ELIMIT;
-    b->table_bytes = (size_t)bytes > b->table_bytes ? (size_t)bytes : b->table_bytes;
-    k->off = malloc(sets * sizeof *k->off);
-    k->f = malloc(rows * W * sizeof *k->f);
-    k->live = calloc(rows, 1);
-    k->stage = malloc(D * W * W * sizeof *k->stage);
-    k->lo = malloc(D * W * sizeof *k->lo);
-    k->hop = malloc((D + 1) * (D + 1) * W * sizeof *k->hop);
-    k->before = malloc(D * W * sizeof *k->before);
-    k->after = malloc(D * W * sizeof *k->after);
-    k->arrive = malloc(W * sizeof *k->arrive);
-    if (!k->off || !k->f || !k->live || !k->stage || !k->lo || !k->hop || !k->before || !k->after ||
-        !k->arrive)
-        return ST_ENOMEM;
-    size_t at = 0;
-    for (size_t s = 0; s < sets; s++) {
-        k->off[s] = at;
-        at += (size_t)__builtin_popcount((unsigned)s);
+    if (k->n_rows / k->rows_each == k->b->n_chunks) {
+        int rc = budget_chunk(k->b);
+        if (rc < 0)
+            return rc;
     }
-    for (size_t e = 0; e < D; e++)
-        for (size_t m = 1; m <= L; m++) {
-            k->lo[e * W + m] = m;
-            for (size_t l = m; l-- > 0;) {
-                double v = prob_stage(p, e, l, m);
-                k->stage[(e * W + m) * W + l] = v;
-                if (v < INFINITY)
-                    k->lo[e * W + m] = l;
+    *out = row_at(k, (uint32_t)k->n_rows + 1);
+    return ST_OK;
+}
+
+/* The last end of a run from each start; whether they make a window without gaps that only moves forward. */
+static bool fill_last(struct mask *k, size_t e)
+{
+    const struct inst *in = k->p->in;
+    uint32_t *last = &k->last[e * k->W], high = 0;
+    bool ok = true;
+    for (size_t l = 0; l < k->L; l++) {
+        size_t gaps = 0;
+        last[l] = 0;
+        for (size_t m = l + 1; m <= inst_last(in, e, l); m++) {
+            if (prob_stage(k->p, e, l, m) < INFINITY) {
+                last[l] = (uint32_t)m;
+                ok = ok && gaps == 0;
+            } else {
+                gaps += m == k->L || !in->glued[m]; /* no cut there for anyone */
             }
         }
+        ok = ok && (!last[l] || last[l] >= high);
+        high = last[l] ? last[l] : high;
+    }
+    return ok;
+}
+
+/* Is every run of e a difference of prefix sums? Then which rungs of the ladder cover its windows. */
+static bool is_smooth(struct mask *k, size_t e, double least)
+{
+    const struct inst *in = k->p->in;
+    double *prefix = &k->prefix[e * k->W];
+    bool ok = fill_last(k, e) && k->p->kind == PROB_LATENCY && !in->table &&
+              !in->c->devices[in->dev[e]].has_segment;
+    prefix[0] = 0;
+    for (size_t l = 0; l < k->L; l++) {
+        uint32_t last = k->last[e * k->W + l], *pick = &k->pick[(e * k->W + l) * 2];
+        prefix[l + 1] = prefix[l] + in->t[e * k->L + l];
+        pick[0] = pick[1] = (uint32_t)k->W; /* INFINITY */
+        if (!last)
+            continue;
+        unsigned rung = 31u - (unsigned)__builtin_clz(last - (uint32_t)l);
+        pick[0] = rung * (uint32_t)k->stride + (uint32_t)l + 1;
+        pick[1] = rung * (uint32_t)k->stride + last + 1 - (1u << rung);
+        k->levels[e] = rung > k->levels[e] ? rung : k->levels[e];
+    }
+    return ok && prefix[k->L] <= SMOOTH_MAX * least;
+}
+
+static int fill_stage(struct mask *k)
+{
+    size_t L = k->L, W = k->W;
+    double limit = k->best * (1 + SLACK);
+    for (size_t e = 0; e < k->D; e++) {
+        if (k->smooth[e])
+            continue;
+        if (!k->stage && !(k->stage = malloc(k->D * W * W * sizeof *k->stage)))
+            return ST_ENOMEM;
+        for (size_t m = 1; m <= L; m++) {
+            k->lo[e * W + m] = (uint32_t)m;
+            for (size_t l = m; l-- > 0;) {
+                double v = prob_stage(k->p, e, l, m);
+                k->stage[(e * W + m) * W + l] = v;
+                if (v <= limit && v < INFINITY)
+                    k->lo[e * W + m] = (uint32_t)l;
+            }
+        }
+    }
+    return ST_OK;
+}
+
+static void fill_tables(struct mask *k)
+{
+    const struct prob *p = k->p;
+    size_t D = k->D, L = k->L, W = k->W;
     for (size_t e = 0; e <= D; e++)
         for (size_t d = 0; d <= D; d++)
             for (size_t m = 0; m <= L; m++)
                 k->hop[(e * (D + 1) + d) * W + m] = prob_hop(p, e, d, inst_cut_bytes(p->in, m));
-    relax_run(p, k->before, k->after);
-    return ST_OK;
+    for (size_t e = 0; e < D; e++)
+        for (size_t l = 0; l < L; l++) {
+            double v = l ? INFINITY : k->hop[(D * (D + 1) + e) * W];
+            for (size_t d = 0; l && d < D; d++) {
+                double x = k->before[d * W + l] + k->hop[(d * (D + 1) + e) * W + l];
+                v = d != e && x < v ? x : v;
+            }
+            k->into[e * W + l] = v;
+        }
+}
+
+/* Least seconds of a layer on a device in any segment. */
+static double layer_least(const struct inst *in, size_t e, size_t i)
+{
+    const struct cluster_device *cd = &in->c->devices[in->dev[e]];
+    if (in->table || !cd->has_segment || in->m->layers[in->layer[i]].type != LAYER_BLOCK)
+        return in->t[e * in->L + i];
+    double share = INFINITY;
+    for (size_t n = 0; n < cd->nsegment; n++)
+        share = fmin(share, cd->speed_factor * cd->segment_s[n] / (double)(n + 1));
+    return share;
+}
+
+static void fill_prepare(struct mask *k)
+{
+    const struct inst *in = k->p->in;
+    size_t D = k->D, L = k->L, W = k->W;
+    for (size_t e = 0; e < D; e++)
+        k->rate[e] = INFINITY;
+    k->work[0] = 0;
+    for (size_t l = 0; l < L; l++) {
+        double unit = INFINITY;
+        for (size_t e = 0; e < D; e++)
+            unit = fmin(unit, layer_least(in, e, l));
+        k->work[l + 1] = k->work[l] + (unit < INFINITY ? unit : 0);
+        for (size_t e = 0; unit > 0 && unit < INFINITY && e < D; e++)
+            k->rate[e] = fmin(k->rate[e], layer_least(in, e, l) / unit);
+    }
+    k->hop_least = k->open_least = k->first_least = INFINITY;
+    for (size_t e = 0; e < D; e++) {
+        k->most[e] = 0;
+        k->rate[e] = k->rate[e] < INFINITY ? k->rate[e] * (1 - SLACK) : 0;
+        for (size_t l = 0; l < L; l++)
+            if (k->last[e * W + l])
+                k->most[e] = fmax(k->most[e], (k->work[k->last[e * W + l]] - k->work[l]) * (1 + SLACK));
+        k->open_least = fmin(k->open_least, in->open[e]);
+        k->first_least = fmin(k->first_least, k->hop[(D * (D + 1) + e) * W]);
+        for (size_t d = 0; d < D; d++)
+            for (size_t m = 1; d != e && m < L; m++)
+                k->hop_least = fmin(k->hop_least, k->hop[(e * (D + 1) + d) * W + m]);
+        size_t i = e, j = e;
+        for (; i > 0 && k->rate[k->by_rate[i - 1]] > k->rate[e]; i--)
+            k->by_rate[i] = k->by_rate[i - 1];
+        k->by_rate[i] = (uint32_t)e;
+        for (; j > 0 && k->most[k->by_most[j - 1]] < k->most[e]; j--)
+            k->by_most[j] = k->by_most[j - 1];
+        k->by_most[j] = (uint32_t)e;
+    }
+}
+
+/* fill[m] = at least what [0, m) costs on devices outside `set`; work flows to the cheapest of them first. */
+static void fill_bound(const struct mask *k, unsigned set, double *fill)
+{
+    size_t D = k->D, L = k->L, i = 0, j = 0, stages = 0;
+    double full = 0, spent = 0, held = 0; /* work and seconds of the devices filled up; room of the largest */
+    for (size_t m = 1; m <= L; m++) {
+        double w = k->work[m];
+        while (i < D && ((set >> k->by_rate[i] & 1u) || full + k->most[k->by_rate[i]] < w)) {
+            if (!(set >> k->by_rate[i] & 1u)) {
+                full += k->most[k->by_rate[i]];
+                spent += k->most[k->by_rate[i]] * k->rate[k->by_rate[i]];
+            }
+            i++;
+        }
+        while (j < D && (stages == 0 || held < w)) {
+            if (!(set >> k->by_most[j] & 1u)) {
+                held += k->most[k->by_most[j]];
+                stages++;
+            }
+            j++;
+        }
+        if (i == D || stages == 0 || held < w) {
+            fill[m] = INFINITY;
+            continue;
+        }
+        fill[m] = spent + (w - full) * k->rate[k->by_rate[i]] + k->first_least + k->open_least +
+                  (stages > 1 ? (double)(stages - 1) * (k->hop_least + k->open_least) : 0);
+        fill[m] *= 1 - SLACK;
+    }
+}
+
+static int mask_alloc(struct mask *k)
+{
+    size_t D = k->D, W = k->W, sets = (size_t)1 << D;
+    k->row = calloc(sets * D, sizeof *k->row);
+    k->lo = malloc(D * W * sizeof *k->lo);
+    k->smooth = calloc(D, sizeof *k->smooth);
+    k->prefix = malloc(D * W * sizeof *k->prefix);
+    k->last = calloc(D * W, sizeof *k->last);
+    k->hop = malloc((D + 1) * (D + 1) * W * sizeof *k->hop);
+    k->into = malloc(D * W * sizeof *k->into);
+    k->before = malloc(D * W * sizeof *k->before);
+    k->ladder = malloc((RUNGS + 1) * k->stride * sizeof *k->ladder);
+    k->pick = malloc(D * W * 2 * sizeof *k->pick);
+    k->levels = calloc(D, sizeof *k->levels);
+    k->arrive = malloc(W * sizeof *k->arrive);
+    k->work = calloc(W, sizeof *k->work);
+    k->rate = malloc(D * sizeof *k->rate);
+    k->most = malloc(D * sizeof *k->most);
+    k->by_rate = malloc(D * sizeof *k->by_rate);
+    k->by_most = malloc(D * sizeof *k->by_most);
+    k->fill = calloc(W, sizeof *k->fill);
+    return k->row && k->lo && k->smooth && k->prefix && k->last && k->hop && k->into && k->before &&
+                   k->ladder && k->pick && k->levels && k->arrive && k->work && k->rate && k->most &&
+                   k->by_rate && k->by_most && k->fill
+               ? ST_OK
+               : ST_ENOMEM;
+}
+
+static int mask_init(struct mask *k, const struct prob *p, struct budget *b, double limit)
+{
+    size_t D = k->D = p->in->D, L = k->L = p->in->L, W = k->W = L + 1;
+    k->p = p;
+    k->b = b;
+    k->best = limit;
+    k->stride = 3 * W; /* a level reads up to its own span beyond W */
+    if (D == 0 || D > INST_EXACT_DEVICES)
+        return ST_ELIMIT;
+    if (!b->n_chunks) {
+        double all = (double)(D << (D - 1)) * (double)W * sizeof(double);
+        b->chunk_bytes = all < (double)BUDGET_CHUNK ? (size_t)all : BUDGET_CHUNK;
+    }
+    k->rows_each = b->chunk_bytes / (W * sizeof(double));
+    if (k->rows_each == 0)
+        return ST_ELIMIT;
+    double bytes = (double)(D << D) * 4 + (double)D * (double)W * (double)(W + D + 9) * 8;
+    if (bytes > (double)b->memory_limit)
+        return ST_ELIMIT;
+    b->table_bytes = (size_t)bytes > b->table_bytes ? (size_t)bytes : b->table_bytes;
+    if (mask_alloc(k) < 0)
+        return ST_ENOMEM;
+    double least = relax_before(p, k->before);
+    for (size_t i = 0; i < (RUNGS + 1) * k->stride; i++)
+        k->ladder[i] = INFINITY;
+    for (size_t e = 0; e < D; e++)
+        k->smooth[e] = is_smooth(k, e, least);
+    fill_tables(k);
+    if (p->kind == PROB_LATENCY)
+        fill_prepare(k);
+    if (least == INFINITY) { /* not even with devices used over and over */
+        k->best = -1;
+    } else if (k->best == INFINITY && D >= SEED_FROM) {
+        uint32_t *on = malloc(L * sizeof *on);
+        int rc = on ? search_quick(p, b, SEED_WIDTH, on, &k->best) : ST_ENOMEM;
+        free(on);
+        if (rc < 0)
+            return rc;
+        k->best *= 1 + SLACK; /* the plan itself must not be cut off */
+    }
+    return fill_stage(k);
 }
 
 static bool may_end(const struct mask *k, unsigned set)
@@ -112,131 +355,156 @@ static bool may_end(const struct mask *k, unsigned set)
 /* arrive[m] = least cost of everything after a stage on e that ends at m, using just the devices of set. */
 static bool arrivals(struct mask *k, unsigned set, size_t e)
 {
-    bool any = false;
     double *a = k->arrive;
     for (size_t m = 0; m <= k->L; m++)
         a[m] = INFINITY;
     if (set == 0)
         a[k->L] = k->hop[(e * (k->D + 1) + k->D) * k->W + k->L];
     for (unsigned s = set; s; s &= s - 1) {
-        size_t d = (size_t)__builtin_ctz(s), row = row_of(k, set, d);
-        if (!k->live[row])
-            continue;
-        const double *f = &k->f[row * k->W], *h = &k->hop[(e * (k->D + 1) + d) * k->W];
-        for (size_t m = 1; m < k->L; m++) {
-            double v = prob_join(k->p->kind, h[m], f[m]);
-            a[m] = v < a[m] ? v : a[m];
-        }
+        size_t d = (size_t)__builtin_ctz(s);
+        const double *f = row_of(k, set, d), *h = &k->hop[(e * (k->D + 1) + d) * k->W];
+        if (f)
+            k->v->least(a + 1, h + 1, f + 1, k->L - 1);
     }
-    bool sum = k->p->kind == PROB_LATENCY || k->p->kind == PROB_EXCESS;
-    double limit = sum ? k->best * (1 + 1e-12) : k->best;
-    for (size_t m = 1; m <= k->L; m++) {
-        if (a[m] < INFINITY && !(prob_join(k->p->kind, k->before[e * k->W + m], a[m]) <= limit))
-            a[m] = INFINITY;
-        any = any || a[m] < INFINITY;
-    }
-    return any;
+    return k->v->prune(a + 1, &k->before[e * k->W + 1], k->fill + 1, k->best * (1 + SLACK), k->L);
 }
 
-static void extend(struct mask *k, unsigned set, size_t e)
+/* f[l] = least arrive[m] + run(l, m) over the window of l: two overlapping rungs of the ladder cover it. */
+static void slide(struct mask *k, size_t e, double *f)
 {
-    if (!arrivals(k, set, e))
-        return;
-    unsigned with = set | 1u << e;
-    size_t row = row_of(k, with, e);
-    double *f = &k->f[row * k->W];
-    bool sum = k->p->kind == PROB_LATENCY || k->p->kind == PROB_EXCESS;
+    const double *prefix = &k->prefix[e * k->W];
+    const uint32_t *pick = &k->pick[e * k->W * 2];
+    double open = k->p->in->open[e], *key = k->ladder;
+    for (size_t m = 1; m <= k->L; m++)
+        key[m] = k->arrive[m] + prefix[m];
+    k->v->ladder(key, k->stride, k->W, k->levels[e]);
+    for (size_t l = 0; l < k->L; l++) {
+        double x = key[pick[2 * l]], y = key[pick[2 * l + 1]];
+        f[l] = open + ((x < y ? x : y) - prefix[l]);
+    }
+    f[k->L] = INFINITY;
+}
+
+static void walk(struct mask *k, size_t e, double *f)
+{
     for (size_t l = 0; l <= k->L; l++)
         f[l] = INFINITY;
-    k->live[row] = 1;
     for (size_t m = 1; m <= k->L; m++) {
         double a = k->arrive[m];
+        const double *v = &k->stage[(e * k->W + m) * k->W];
         if (a == INFINITY)
             continue;
-        const double *v = &k->stage[(e * k->W + m) * k->W];
-        if (sum)
-            for (size_t l = k->lo[e * k->W + m]; l < m; l++) {
-                double x = v[l] + a;
-                f[l] = x < f[l] ? x : f[l];
-            }
-        else
-            for (size_t l = k->lo[e * k->W + m]; l < m; l++) {
-                double x = v[l] > a ? v[l] : a;
-                f[l] = x < f[l] ? x : f[l];
-            }
+        for (size_t l = k->lo[e * k->W + m]; l < m; l++) {
+            double x = v[l] + a;
+            f[l] = x < f[l] ? x : f[l];
+        }
     }
-    double total = prob_join(k->p->kind, k->hop[(k->D * (k->D + 1) + e) * k->W], f[0]);
-    if (total == INFINITY || total > k->best || !may_end(k, with))
-        return;
-    if (!k->found || total < k->best || __builtin_popcount(with) < __builtin_popcount(k->best_set) ||
-        (with == k->best_set && e < k->best_dev)) {
+}
+
+static int extend(struct mask *k, unsigned set, size_t e)
+{
+    double *f;
+    if (!arrivals(k, set, e))
+        return ST_OK;
+    int rc = row_next(k, &f);
+    if (rc < 0)
+        return rc;
+    if (k->smooth[e])
+        slide(k, e, f);
+    else
+        walk(k, e, f);
+    unsigned with = set | 1u << e;
+    const double *into = &k->into[e * k->W];
+    bool any = k->v->prune(f + 1, into + 1, into + 1, k->best * (1 + SLACK), k->L);
+    double total = into[0] + f[0];
+    bool ends = total < INFINITY && total <= k->best && may_end(k, with);
+    if (any || ends)
+        k->row[with * k->D + e] = (uint32_t)++k->n_rows;
+    /* equals fall to the fewest devices, and then to those that come first */
+    if (ends && (!k->found || total < k->best || __builtin_popcount(with) < __builtin_popcount(k->best_set) ||
+                 (with == k->best_set && e < k->best_dev))) {
         k->found = true;
         k->best = total;
         k->best_set = with;
         k->best_dev = e;
     }
+    return ST_OK;
 }
 
-/* Walks the optimum forwards; the same additions in the same order, so equality is exact. */
+/* Walks the optimum forwards: at each start the end and the next device of least cost. */
 static bool trace(const struct mask *k, uint32_t *on)
 {
     unsigned set = k->best_set;
-    size_t e = k->best_dev, l = 0;
-    while (l < k->L) {
-        double want = k->f[row_of(k, set, e) * k->W + l];
+    size_t e = k->best_dev, l = 0, D = k->D, L = k->L, W = k->W;
+    while (l < L) {
         unsigned rest = set & ~(1u << e);
-        size_t m = l + 1, d = 0;
-        bool found = false;
-        for (; m <= k->L && !found; m++) {
-            double v = k->stage[(e * k->W + m) * k->W + l];
-            if (m == k->L && rest == 0)
-                found = prob_join(k->p->kind, v, k->hop[(e * (k->D + 1) + k->D) * k->W + m]) == want;
-            for (d = 0; m < k->L && d < k->D && !found; d++) {
-                if (!(rest >> d & 1u) || !k->live[row_of(k, rest, d)])
-                    continue;
-                double a = prob_join(k->p->kind, k->hop[(e * (k->D + 1) + d) * k->W + m],
-                                     k->f[row_of(k, rest, d) * k->W + m]);
-                found = prob_join(k->p->kind, v, a) == want;
+        size_t end = 0, next = 0;
+        double least = INFINITY;
+        for (size_t m = l + 1; m <= L; m++) {
+            double v = prob_stage(k->p, e, l, m);
+            if (m == L && rest == 0 && v + k->hop[(e * (D + 1) + D) * W + m] < least) {
+                least = v + k->hop[(e * (D + 1) + D) * W + m];
+                end = m;
+            }
+            for (unsigned s = m < L ? rest : 0; s; s &= s - 1) {
+                size_t d = (size_t)__builtin_ctz(s);
+                const double *f = row_of(k, rest, d);
+                double x = f ? v + (k->hop[(e * (D + 1) + d) * W + m] + f[m]) : INFINITY;
+                if (x < least) {
+                    least = x;
+                    end = m;
+                    next = d;
+                }
             }
         }
-        if (!found)
+        if (least == INFINITY)
             return false;
-        for (m--; l < m; l++)
+        for (; l < end; l++)
             on[l] = (uint32_t)e;
         set = rest;
-        e = d - 1;
+        e = next;
     }
     return true;
 }
 
+/* Drops what cannot go on from the rows of a set; false when nothing is left. */
+static bool thin(struct mask *k, unsigned set)
+{
+    bool any = set == 0;
+    if (k->p->kind == PROB_LATENCY && (any || k->best < INFINITY))
+        fill_bound(k, set, k->fill);
+    for (size_t d = 0; d < k->D; d++) {
+        uint32_t place = k->row[set * k->D + d];
+        if (!place)
+            continue;
+        const double *into = &k->into[d * k->W];
+        bool left = k->v->prune(row_at(k, place) + 1, into + 1, k->fill + 1, k->best * (1 + SLACK), k->L);
+        any = any || left;
+    }
+    return any;
+}
+
 int bitmask_solve(const struct prob *p, struct budget *b, struct solution *s)
 {
-    struct mask k = {0};
-    int rc = p->in->coupled ? ST_ELIMIT : mask_init(&k, p, b);
-    k.best = s->limit;
-    if (rc == ST_OK && k.best == INFINITY && k.D >= SEED_FROM) {
-        uint32_t *on = malloc(k.L * sizeof *on);
-        rc = on ? search_quick(p, b, SEED_WIDTH, on, &k.best) : ST_ENOMEM;
-        k.best *= 1 + 1e-12; /* another order of additions; the plan itself must not be cut off */
-        free(on);
-    }
-    for (unsigned set = 0; rc == ST_OK && set < 1u << k.D; set++) {
-        if ((size_t)__builtin_popcount(set) >= p->in->max_stages)
-            continue;
+    struct mask k = {.v = minplus_pick()};
+    int rc = p->in->coupled ? ST_ELIMIT : mask_init(&k, p, b, s->limit);
+    for (unsigned set = 0; rc == ST_OK && k.best >= 0 && set < 1u << k.D; set++) {
         bool any = set == 0;
-        for (size_t r = 0; r < (size_t)__builtin_popcount(set); r++)
-            any = any || k.live[k.off[set] + r];
-        if (!any)
+        for (size_t d = 0; d < k.D; d++)
+            any = any || k.row[set * k.D + d];
+        if (!any || (size_t)__builtin_popcount(set) >= p->in->max_stages)
             continue;
         if (!budget_spend(b, k.D))
             rc = b->stop;
-        for (size_t e = 0; e < k.D; e++)
+        if (!thin(&k, set))
+            continue;
+        for (size_t e = 0; rc == ST_OK && e < k.D; e++)
             if (!(set >> e & 1u))
-                extend(&k, set, e);
+                rc = extend(&k, set, e);
     }
     if (rc == ST_OK) {
         s->value = k.found ? k.best : INFINITY;
-        s->bound = k.best;
+        s->bound = k.best < 0 ? INFINITY : k.best;
         s->proven = true;
         s->solver = "bitmask";
         if (k.found && !trace(&k, s->on))

@@ -102,13 +102,13 @@ static double bound(struct dag *g, size_t n)
             continue;
         for (size_t s = 0; s <= g->D; s++) {
             double b = g->hop[s * (g->D + 1) + d];
-            const struct inst_hop *h = inst_hop(in, s, d);
+            const struct inst_hop h = inst_hop(in, s, d);
             if (b < 0)
                 continue;
-            if (!h->ok)
+            if (!h.ok)
                 return INFINITY;
-            into = h->half_rtt + b / h->rate > into ? h->half_rtt + b / h->rate : into;
-            slow = b / h->rate > slow ? b / h->rate : slow;
+            into = h.half_rtt + b / h.rate > into ? h.half_rtt + b / h.rate : into;
+            slow = b / h.rate > slow ? b / h.rate : slow;
         }
         if (in->rules & RULE_MEMORY && bytes > in->cap[d])
             return INFINITY;

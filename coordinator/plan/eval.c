@@ -131,13 +131,13 @@ static void slowest(struct eval *ev, double s, bool link, size_t from, size_t to
 /* Seconds of a hop; sets *ok to false when there is no link. Also keeps the bottleneck. */
 static double cross(const struct inst *in, struct eval *ev, size_t from, size_t to, double bytes, bool *ok)
 {
-    const struct inst_hop *h = inst_hop(in, from, to);
-    if (!h->ok) {
+    const struct inst_hop h = inst_hop(in, from, to);
+    if (!h.ok) {
         *ok = false;
         return 0;
     }
-    slowest(ev, bytes / h->rate, true, from, to);
-    return h->half_rtt + bytes / h->rate;
+    slowest(ev, bytes / h.rate, true, from, to);
+    return h.half_rtt + bytes / h.rate;
 }
 
 static void stage_own(const struct work *w, uint32_t d, double *compute, double *bytes)

@@ -26,8 +26,9 @@ static bool usable(const struct inst *in, const struct cluster_device *d)
     return !(in->rules & RULE_MEMORY) || d->memory_bytes > d->headroom_bytes;
 }
 
-static struct inst_hop path(const struct inst *in, uint32_t from, uint32_t to)
+struct inst_hop inst_path(const struct inst *in, uint32_t i, uint32_t j)
 {
+    uint32_t from = i < in->N ? i : in->c->client_node, to = j < in->N ? j : in->c->client_node;
     struct inst_hop h = {0, INFINITY, true};
     struct cluster_rate r;
     if (!(in->rules & RULE_LINKS) || from == CLUSTER_NO_NODE || to == CLUSTER_NO_NODE)
@@ -54,10 +55,12 @@ static int alloc_base(struct inst *in)
     in->cap = table(D, sizeof *in->cap);
     in->open = table(D, sizeof *in->open);
     in->t = table(D * L, sizeof *in->t);
-    in->hop = table((D + 1) * (D + 1), sizeof *in->hop);
+    if (in->N <= INST_DENSE_NODES)
+        in->hop = table((in->N + 1) * (in->N + 1), sizeof *in->hop);
     in->pin = table(L, sizeof *in->pin);
     in->glued = table(L, sizeof *in->glued);
-    return in->layer && in->pos && in->node && in->cap && in->open && in->t && in->hop && in->pin && in->glued
+    return in->layer && in->pos && in->node && in->cap && in->open && in->t &&
+                   (in->hop || in->N > INST_DENSE_NODES) && in->pin && in->glued
                ? ST_OK
                : ST_ENOMEM;
 }
@@ -85,10 +88,9 @@ static void fill_devices(struct inst *in)
         for (size_t i = 0; i < in->L; i++)
             in->t[d * in->L + i] = layer_s(cd, &in->m->layers[in->layer[i]]);
     }
-    for (size_t i = 0; i <= in->D; i++)
-        for (size_t j = 0; j <= in->D; j++)
-            in->hop[i * (in->D + 1) + j] = path(in, i < in->D ? in->node[i] : in->c->client_node,
-                                                j < in->D ? in->node[j] : in->c->client_node);
+    for (uint32_t i = 0; in->hop && i <= in->N; i++)
+        for (uint32_t j = 0; j <= in->N; j++)
+            in->hop[i * (in->N + 1) + j] = inst_path(in, i, j);
 }
 
 static void fill_rules(struct inst *in)
@@ -166,6 +168,32 @@ static void fill_runs(struct inst *in, size_t d)
     }
 }
 
+/* The same as fill_runs without a table. Bytes only grow with the run, so its end only moves forward. */
+static void fill_lean(struct inst *in, size_t d)
+{
+    const struct cluster_device *cd = &in->c->devices[in->dev[d]];
+    double *own = &in->own[d * (in->L + 1)];
+    size_t b = 0, barrier = 0;
+    double room = in->rules & RULE_MEMORY ? fmin(in->cap[d], in->max_node) : in->max_node;
+    for (size_t i = 0; i < in->L; i++)
+        own[i + 1] =
+            own[i] +
+            (cd->has_segment && in->m->layers[in->layer[i]].type == LAYER_BLOCK ? 0 : in->t[d * in->L + i]);
+    for (size_t a = 0; a < in->L; a++) {
+        for (barrier = barrier > a ? barrier : a;
+             barrier < in->L && (in->pin[barrier] == INST_NOBODY || in->pin[barrier] == d);)
+            barrier++;
+        b = b > a ? b : a;
+        while (b < barrier && inst_bytes(in, a, b + 1) <= room)
+            b++;
+        size_t end = b;
+        while (end > a && ((end < in->L && in->glued[end]) ||
+                           (cd->has_segment && in->blocks[end] - in->blocks[a] > cd->nsegment)))
+            end--;
+        in->last[d * in->L + a] = end > a && !(a > 0 && in->glued[a]) ? (uint32_t)end : 0;
+    }
+}
+
 /* Do node or total bytes depend on how several stages are chosen together? */
 static bool is_coupled(const struct inst *in)
 {
@@ -182,6 +210,11 @@ static bool is_coupled(const struct inst *in)
     return worst > in->max_total;
 }
 
+static enum layer_type m_type(const struct inst *in, size_t i)
+{
+    return in->m->layers[in->layer[i]].type;
+}
+
 static int build(struct inst *in, const uint32_t *only, size_t n_only, size_t memory_limit)
 {
     size_t n = only ? n_only : in->c->ndevices;
@@ -196,7 +229,10 @@ static int build(struct inst *in, const uint32_t *only, size_t n_only, size_t me
             in->dev[in->D++] = d;
     }
     size_t L = in->L, D = in->D;
-    if ((double)(D + 1) * (double)L * (double)(L + 1) * 8 + (double)(D + 1) * (double)(D + 1) * 24 >
+    in->lean = D > INST_EXACT_DEVICES;
+    double each = in->lean ? 24 : 8 * (double)(L + 1),
+           nodes = in->N <= INST_DENSE_NODES ? (double)in->N + 1 : 0;
+    if ((double)(D + 1) * (double)L * each + (double)L * (double)(L + 1) * 8 + nodes * nodes * 24 >
         (double)memory_limit)
         return ST_ELIMIT;
     if (alloc_base(in) < 0)
@@ -207,13 +243,20 @@ static int build(struct inst *in, const uint32_t *only, size_t n_only, size_t me
     if (!in->chain)
         return ST_OK;
     in->bytes = table(L * (L + 1), sizeof *in->bytes);
-    in->run = table(D * L * (L + 1), sizeof *in->run);
     in->last = table(D * L, sizeof *in->last);
-    if (!in->bytes || !in->run || !in->last)
+    if (in->lean) {
+        in->own = table(D * (L + 1), sizeof *in->own);
+        in->blocks = table(L + 1, sizeof *in->blocks);
+    } else {
+        in->run = table(D * L * (L + 1), sizeof *in->run);
+    }
+    if (!in->bytes || !in->last || (in->lean ? !in->own || !in->blocks : !in->run))
         return ST_ENOMEM;
     fill_bytes(in);
+    for (size_t i = 0; in->lean && i < L; i++)
+        in->blocks[i + 1] = in->blocks[i] + (m_type(in, i) == LAYER_BLOCK);
     for (size_t d = 0; d < D; d++)
-        fill_runs(in, d);
+        in->lean ? fill_lean(in, d) : fill_runs(in, d);
     in->coupled = is_coupled(in);
     return ST_OK;
 }
@@ -253,6 +296,8 @@ void inst_free(struct inst *in)
     free(in->glued);
     free(in->bytes);
     free(in->run);
+    free(in->own);
+    free(in->blocks);
     free(in->last);
     free(in);
 }

@@ -15,6 +15,7 @@
 
 #define INST_EXACT_DEVICES 16u
 #define INST_NOBODY UINT32_MAX
+#define INST_DENSE_NODES 2048u
 
 /* Rules of the request that the shortfall analysis can switch off one at a time. */
 enum inst_rule {
@@ -40,25 +41,30 @@ struct inst {
     const struct model *m;
     const struct request *r;
     unsigned rules;
-    size_t D, L, N;       /* usable devices, layers, nodes of the cluster */
-    uint32_t *dev;        /* D: index into c->devices */
-    uint32_t *layer;      /* L: index into m->layers, topological */
-    uint32_t *pos;        /* inverse of layer */
-    uint32_t *node;       /* D */
-    double *cap;          /* D: memory − headroom */
-    double *t;            /* D × L: own time of a layer */
-    double *open;         /* D: once per stage */
-    struct inst_hop *hop; /* (D+1)², index D is the client */
+    size_t D, L, N;  /* usable devices, layers, nodes of the cluster */
+    uint32_t *dev;   /* D: index into c->devices */
+    uint32_t *layer; /* L: index into m->layers, topological */
+    uint32_t *pos;   /* inverse of layer */
+    uint32_t *node;  /* D */
+    double *cap;     /* D: memory − headroom */
+    double *t;       /* D × L: own time of a layer */
+    double *open;    /* D: once per stage */
+    struct inst_hop
+        *hop; /* (N+1)² by node, index N is the client; NULL with more than INST_DENSE_NODES nodes */
     bool chain;
     uint32_t *pin; /* L: device, or INST_NOBODY; D = a device that is not usable */
     bool *glued;   /* L: layer i must share a device with layer i−1 (chain) */
     size_t max_stages, min_nodes;
     double max_node, max_total;
     /* chain tables; run [a, b) at a·(L+1)+b */
-    double *bytes;  /* weights + cache + largest activation */
-    double *run;    /* per device: D × L × (L+1); INFINITY = cannot be a stage */
-    uint32_t *last; /* D × L: longest run from there ends at it; 0 = none */
-    bool coupled;   /* node or total bytes depend on more than one stage */
+    double *bytes;    /* weights + cache + largest activation */
+    double *run;      /* per device: D × L × (L+1); INFINITY = cannot be a stage; NULL when lean */
+    bool lean;        /* more than INST_EXACT_DEVICES devices: runs are worked out from sums */
+    bool table;       /* runs are what the table says and no sums of times */
+    double *own;      /* lean: D × (L+1), seconds of [0, l) outside segment tables */
+    uint32_t *blocks; /* lean: L+1, block layers in [0, l) */
+    uint32_t *last;   /* D × L: longest run from there ends at it; 0 = none */
+    bool coupled;     /* node or total bytes depend on more than one stage */
 };
 
 /* rules: which of enum inst_rule hold. ST_ENOMEM, ST_ELIMIT (tables above memory_limit). */
@@ -70,21 +76,31 @@ static inline double inst_bytes(const struct inst *in, size_t a, size_t b)
 {
     return in->bytes[a * (in->L + 1) + b];
 }
-static inline double inst_run(const struct inst *in, size_t d, size_t a, size_t b)
-{
-    return in->run[(d * in->L + a) * (in->L + 1) + b];
-}
 static inline size_t inst_last(const struct inst *in, size_t d, size_t a)
 {
     return in->last[d * in->L + a];
 }
-static inline const struct inst_hop *inst_hop(const struct inst *in, size_t from, size_t to)
+/* Hops between devices, index D is the client. */
+struct inst_hop inst_path(const struct inst *in, uint32_t from, uint32_t to); /* by node, N is the client */
+static inline struct inst_hop inst_hop(const struct inst *in, size_t from, size_t to)
 {
-    return &in->hop[from * (in->D + 1) + to];
+    uint32_t i = from < in->D ? in->node[from] : (uint32_t)in->N,
+             j = to < in->D ? in->node[to] : (uint32_t)in->N;
+    return in->hop ? in->hop[i * (in->N + 1) + j] : inst_path(in, i, j);
 }
 /* Time of `k` block layers and `own` seconds of others on device d, or INFINITY when its table ends before k.
  */
 double inst_stage_s(const struct inst *in, size_t d, size_t k, double own);
+static inline double inst_run(const struct inst *in, size_t d, size_t a, size_t b)
+{
+    if (in->run)
+        return in->run[(d * in->L + a) * (in->L + 1) + b];
+    if (b > in->last[d * in->L + a] || (b < in->L && in->glued[b]))
+        return INFINITY;
+    const double *own = &in->own[d * (in->L + 1)];
+    return inst_stage_s(in, d, in->c->devices[in->dev[d]].has_segment ? in->blocks[b] - in->blocks[a] : 0,
+                        own[b] - own[a]);
+}
 
 /* What an assignment (a device for every topological position) costs. Arrays hold n entries, in stage order.
  */
@@ -101,6 +117,8 @@ struct eval {
 int eval_run(const struct inst *in, const uint32_t *on, struct eval *out) ST_CHECK;
 void eval_fini(struct eval *ev);
 
+#define BUDGET_CHUNK ((size_t)2 << 20)
+
 /* Limits of one plan_solve, shared by its solver runs. */
 struct budget {
     const struct clock *clock;
@@ -108,21 +126,32 @@ struct budget {
     const atomic_bool *cancel;
     uint64_t states, work_left; /* work: a pool of the searches, each may take half of what is left */
     size_t memory_limit, table_bytes;
-    int stop; /* ST_OK, ST_ECANCELED, ST_EDEADLINE, ST_ELIMIT (work) */
+    double **chunk;               /* kept from one solver run to the next */
+    size_t n_chunks, chunk_bytes; /* of each, at most BUDGET_CHUNK; set by the first user */
+    int stop;                     /* ST_OK, ST_ECANCELED, ST_EDEADLINE, ST_ELIMIT (work) */
 };
 /* Counts n states; true = go on. Work is only limited where the caller says so. */
 bool budget_spend(struct budget *b, uint64_t n);
+/* One chunk more. ST_ELIMIT (memory limit), ST_ENOMEM. */
+int budget_chunk(struct budget *b) ST_CHECK;
+void budget_fini(struct budget *b);
 
 /* One objective over one instance. */
-enum prob_kind { PROB_LATENCY, PROB_BOTTLENECK, PROB_RATIO, PROB_EXCESS };
+enum prob_kind { PROB_LATENCY, PROB_BOTTLENECK, PROB_RATIO, PROB_EXCESS, PROB_MOVE };
 struct prob {
     const struct inst *in;
     enum prob_kind kind;
     double cap_bottleneck, cap_ratio; /* stages and hops above them are out; INFINITY = none */
+    const double *moved;              /* PROB_MOVE: d, l: weight bytes of [0, l) that d does not hold */
+    double per_second;                /* PROB_MOVE: bytes that a second of latency is worth */
 };
+static inline bool prob_is_sum(enum prob_kind k)
+{
+    return k != PROB_BOTTLENECK && k != PROB_RATIO;
+}
 static inline double prob_join(enum prob_kind k, double a, double b)
 {
-    if (k == PROB_LATENCY || k == PROB_EXCESS)
+    if (prob_is_sum(k))
         return a + b;
     return a > b ? a : b;
 }
@@ -135,15 +164,19 @@ static inline double prob_stage(const struct prob *p, size_t d, size_t a, size_t
         return bytes > cap ? bytes - cap : 0;
     if (bytes / cap > p->cap_ratio)
         return INFINITY;
+    if (p->kind == PROB_MOVE)
+        return p->moved[d * (p->in->L + 1) + b] - p->moved[d * (p->in->L + 1) + a] + p->per_second * run;
     return p->kind == PROB_RATIO ? bytes / cap : run;
 }
 static inline double prob_hop(const struct prob *p, size_t i, size_t j, double bytes)
 {
-    const struct inst_hop *h = inst_hop(p->in, i, j);
-    double s = bytes / h->rate;
-    if (!h->ok || s > p->cap_bottleneck)
+    const struct inst_hop h = inst_hop(p->in, i, j);
+    double s = bytes / h.rate;
+    if (!h.ok || s > p->cap_bottleneck)
         return INFINITY;
-    return p->kind == PROB_LATENCY ? h->half_rtt + s : p->kind == PROB_BOTTLENECK ? s : 0;
+    if (p->kind == PROB_MOVE)
+        return p->per_second * (h.half_rtt + s);
+    return p->kind == PROB_LATENCY ? h.half_rtt + s : p->kind == PROB_BOTTLENECK ? s : 0;
 }
 /* Bytes that cross a cut before position l of a chain: 0 = from the client, L = back to it. */
 double inst_cut_bytes(const struct inst *in, size_t l);
@@ -155,8 +188,16 @@ struct solution {
     uint32_t *on;        /* L entries, the caller's */
     const char *solver;
 };
-/* Exact for chains that are not coupled, up to INST_EXACT_DEVICES devices. ST_ELIMIT = too large for it. */
+/* Exact for chains that are not coupled, up to INST_EXACT_DEVICES devices: sums (latency, excess) and largest
+ * values (bottleneck, ratio). ST_ELIMIT = too large for it. exact_solve picks the one for the objective. */
 int bitmask_solve(const struct prob *p, struct budget *b, struct solution *s) ST_CHECK;
+int reach_solve(const struct prob *p, struct budget *b, struct solution *s) ST_CHECK;
+int exact_solve(const struct prob *p, struct budget *b, struct solution *s) ST_CHECK;
+/* Exact for latency when all layers are alike, nodes are few and visiting one twice never pays; ST_ELIMIT
+ * else. */
+int site_solve(const struct prob *p, struct budget *b, struct solution *s) ST_CHECK;
+/* Chains on many devices: a plan and a bound. ST_ELIMIT when a rule of the request is in the way. */
+int large_solve(const struct prob *p, struct budget *b, struct solution *s) ST_CHECK;
 /* A quick beam for a first upper bound; on = L entries. INFINITY = found nothing, which proves nothing. */
 int search_quick(const struct prob *p, struct budget *b, unsigned width, uint32_t *on,
                  double *value) ST_CHECK;
@@ -173,6 +214,7 @@ int prob_solve(const struct prob *p, struct budget *b, struct solution *s) ST_CH
  * stage on e ending at m. Both D·(L+1) entries. Returns the least total.
  */
 double relax_run(const struct prob *p, double *before, double *after);
+double relax_before(const struct prob *p, double *before); /* the first table alone */
 /* Another bound, for PROB_BOTTLENECK and PROB_RATIO: the least value at which the longest runs of all devices
  * together are as long as the chain. 0 for other objectives. */
 double cover_bound(const struct prob *p);

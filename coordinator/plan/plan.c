@@ -6,10 +6,11 @@
 
 #include "coordinator/plan/inst.h"
 #include "coordinator/plan/report.h"
+#include "coordinator/plan/run.h"
 
 #define DEFAULT_WORK 2000000u
-#define DEFAULT_MEMORY ((size_t)512 << 20)
-#define BISECTIONS 8
+#define DEFAULT_MEMORY ((size_t)1 << 30)
+#define CLOSE 2e-4 /* of ρ: below it plans are few enough to step from one to the next */
 #define DESCENTS 400
 #define ROUNDING 1e-12 /* relative; values closer than this are the same */
 
@@ -41,19 +42,7 @@ int plan_goal_parse(const char *word, enum plan_goal *out)
     return ST_EINVAL;
 }
 
-struct run {
-    const struct inst *in;
-    struct budget b;
-    uint32_t *on, *spare; /* best so far; of the probe at hand */
-    bool found, proven;
-    double objective, bound;
-    const char *solver;
-    struct figs {
-        double latency, bottleneck, ratio;
-    } optima;
-};
-
-static int look(const struct run *r, const uint32_t *on, struct figs *f)
+int run_look(const struct run *r, const uint32_t *on, struct figs *f)
 {
     struct eval ev;
     int rc = eval_run(r->in, on, &ev);
@@ -73,7 +62,7 @@ static double pick(const struct figs *f, enum prob_kind k)
  */
 static int single(struct run *r, enum prob_kind kind)
 {
-    struct prob p = {r->in, kind, INFINITY, INFINITY};
+    struct prob p = {.in = r->in, .kind = kind, .cap_bottleneck = INFINITY, .cap_ratio = INFINITY};
     struct solution s = {.limit = INFINITY, .on = r->on};
     struct figs f;
     int rc = prob_solve(&p, &r->b, &s);
@@ -83,19 +72,20 @@ static int single(struct run *r, enum prob_kind kind)
     r->bound = s.bound;
     if (rc < 0 || !r->found)
         return rc;
-    if ((rc = look(r, r->on, &f)) < 0)
+    if ((rc = run_look(r, r->on, &f)) < 0)
         return rc;
     r->objective = pick(&f, kind);
-    if (kind == PROB_LATENCY || r->b.stop)
+    if (kind == PROB_LATENCY || r->b.stop || r->in->lean) /* of many devices the first plan will do */
         return ST_OK;
-    p = (struct prob){r->in, PROB_LATENCY, kind == PROB_BOTTLENECK ? r->objective : INFINITY,
-                      kind == PROB_RATIO ? r->objective : INFINITY};
+    p.kind = PROB_LATENCY;
+    p.cap_bottleneck = kind == PROB_BOTTLENECK ? r->objective : INFINITY;
+    p.cap_ratio = kind == PROB_RATIO ? r->objective : INFINITY;
     s.on = r->spare;
     s.limit = f.latency;
     if ((rc = prob_solve(&p, &r->b, &s)) < 0)
         return rc;
     if (s.value < INFINITY) {
-        if ((rc = look(r, r->spare, &f)) < 0)
+        if ((rc = run_look(r, r->spare, &f)) < 0)
             return rc;
         if (pick(&f, kind) <= r->objective) { /* below it only when the first search was cut short */
             memcpy(r->on, r->spare, r->in->L * sizeof *r->on);
@@ -110,7 +100,7 @@ static double part(double v, double optimum)
 {
     return optimum > 0 ? v / optimum : 1;
 }
-static double rho(const struct figs *f, const struct figs *o)
+double run_rho(const struct figs *f, const struct figs *o)
 {
     double x = part(f->latency, o->latency), y = part(f->bottleneck, o->bottleneck),
            z = part(f->ratio, o->ratio);
@@ -133,7 +123,7 @@ static int probe(struct balance *q, double at, bool strict)
         at *= 1 - ROUNDING;
     double b = r->optima.bottleneck > 0 ? at * r->optima.bottleneck : INFINITY;
     double u = r->optima.ratio > 0 ? at * r->optima.ratio : INFINITY;
-    struct prob p = {r->in, PROB_LATENCY, b, u};
+    struct prob p = {.in = r->in, .kind = PROB_LATENCY, .cap_bottleneck = b, .cap_ratio = u};
     struct solution s = {.limit = r->optima.latency > 0 ? at * r->optima.latency : INFINITY, .on = r->spare};
     struct figs f;
     int rc = prob_solve(&p, &r->b, &s);
@@ -145,9 +135,9 @@ static int probe(struct balance *q, double at, bool strict)
     q->lo = low > q->lo ? low : q->lo;
     if (s.value == INFINITY)
         return ST_OK;
-    if ((rc = look(r, r->spare, &f)) < 0)
+    if ((rc = run_look(r, r->spare, &f)) < 0)
         return rc;
-    double got = rho(&f, &r->optima);
+    double got = run_rho(&f, &r->optima);
     if (got < q->hi) {
         q->hi = got;
         memcpy(q->best, r->spare, r->in->L * sizeof *q->best);
@@ -155,15 +145,21 @@ static int probe(struct balance *q, double at, bool strict)
     return ST_OK;
 }
 
+static bool balance_open(const struct balance *q)
+{
+    return q->lo < q->hi * (1 - 2 * ROUNDING) && !q->r->b.stop;
+}
+
+/* Halves; every third time, and once little is left, asks outright for anything below what was found. */
 static int balance_search(struct balance *q)
 {
     int rc = ST_OK;
-    for (int i = 0; rc == ST_OK && i < BISECTIONS && q->hi - q->lo > 1e-3 && !q->r->b.stop; i++)
-        rc = probe(q, (q->lo + q->hi) / 2, false);
-    /* once a search was cut short there is nothing left to prove, and the halving has come close */
-    for (int i = 0;
-         rc == ST_OK && q->proven && i < DESCENTS && q->lo < q->hi * (1 - 2 * ROUNDING) && !q->r->b.stop; i++)
-        rc = probe(q, q->hi, true);
+    for (int i = 0; rc == ST_OK && i < DESCENTS && balance_open(q); i++) {
+        bool last = q->hi - q->lo <= CLOSE * q->hi || i % 4 == 3;
+        if (!q->proven && last) /* once a search was cut short there is nothing left to prove */
+            break;
+        rc = last ? probe(q, q->hi, true) : probe(q, (q->lo + q->hi) / 2, false);
+    }
     return rc;
 }
 
@@ -181,7 +177,7 @@ static int balanced(struct run *r)
         if (rc < 0 || !r->found)
             goto done;
         memcpy(plans + (size_t)i * L, r->on, L * sizeof *plans);
-        rc = look(r, r->on, &f[i]);
+        rc = run_look(r, r->on, &f[i]);
     }
     r->optima = f[0];
     for (int i = 0; i < 3; i++) { /* unproven optima may be beaten by another goal's plan */
@@ -190,8 +186,8 @@ static int balanced(struct run *r)
         r->optima.ratio = fmin(r->optima.ratio, f[i].ratio);
     }
     for (int i = 0; i < 3 && rc == ST_OK; i++)
-        if (rho(&f[i], &r->optima) < q.hi) {
-            q.hi = rho(&f[i], &r->optima);
+        if (run_rho(&f[i], &r->optima) < q.hi) {
+            q.hi = run_rho(&f[i], &r->optima);
             memcpy(q.best, plans + (size_t)i * L, L * sizeof *q.best);
         }
     if (rc == ST_OK)
@@ -199,12 +195,12 @@ static int balanced(struct run *r)
     if (rc < 0)
         goto done;
     memcpy(r->on, q.best, L * sizeof *r->on);
-    if ((rc = look(r, r->on, &f[0])) < 0)
+    if ((rc = run_look(r, r->on, &f[0])) < 0)
         goto done;
     r->optima.latency = fmin(r->optima.latency, f[0].latency);
     r->optima.bottleneck = fmin(r->optima.bottleneck, f[0].bottleneck);
     r->optima.ratio = fmin(r->optima.ratio, f[0].ratio);
-    r->objective = rho(&f[0], &r->optima);
+    r->objective = run_rho(&f[0], &r->optima);
     r->bound = q.proven ? fmin(q.lo, r->objective) : 1;
     r->proven = q.proven && q.lo >= q.hi * (1 - 2 * ROUNDING);
 done:
@@ -213,7 +209,7 @@ done:
     return rc;
 }
 
-static int solve(struct run *r, enum plan_goal goal)
+int run_solve(struct run *r, enum plan_goal goal)
 {
     if (r->in->D == 0) {
         r->proven = true;
@@ -245,7 +241,7 @@ static int infeasible(struct run *r, struct plan *p, struct err *e)
                       plan_shortfall_name(p->shortfall.kind), p->shortfall.where, p->shortfall.hint);
 }
 
-static int finish(struct run *r, const struct plan_opts *o, struct plan *p, struct err *e)
+int run_finish(struct run *r, const struct plan_opts *o, struct plan *p, struct err *e)
 {
     int rc = report_common(r->in, r->in->c, r->in->m, p);
     p->goal = o->goal;
@@ -273,53 +269,73 @@ static int finish(struct run *r, const struct plan_opts *o, struct plan *p, stru
     return rc < 0 ? err_set(e, rc, "the plan could not be written out: %s", status_name(rc)) : ST_OK;
 }
 
-int plan_solve(const struct cluster *c, const struct model *m, const struct request *rq,
-               const struct plan_opts *o, struct plan **out, struct err *e)
+int run_open(struct run *r, const struct cluster *c, const struct model *m, const struct request *rq,
+             const struct plan_opts *o, struct err *e)
 {
-    struct run r = {.solver = "none"};
-    struct inst *in = NULL;
-    *out = NULL;
+    *r = (struct run){.solver = "none"};
     if (o->replicas)
         return err_set(e, ST_ENOTSUP, "replicated stages are not supported yet; leave out --replicas");
     if (!(o->time_limit_s >= 0) || o->time_limit_s > 1e9 || (unsigned)o->goal > PLAN_BALANCED)
         return err_set(e, ST_EINVAL, "the goal or the time limit is out of range");
-    r.b.memory_limit = o->memory_limit ? o->memory_limit : DEFAULT_MEMORY;
-    r.b.work_left = o->work_limit ? o->work_limit : DEFAULT_WORK;
-    r.b.cancel = o->cancel;
-    r.b.clock = o->clock;
-    uint64_t t0 = o->clock ? clock_ns(o->clock) : 0;
+    r->b.memory_limit = o->memory_limit ? o->memory_limit : DEFAULT_MEMORY;
+    r->b.work_left = o->work_limit ? o->work_limit : DEFAULT_WORK;
+    r->b.cancel = o->cancel;
+    r->b.clock = o->clock;
+    r->begun_ns = o->clock ? clock_ns(o->clock) : 0;
     if (o->clock && o->time_limit_s > 0)
-        r.b.deadline_ns = t0 + (uint64_t)(o->time_limit_s * 1e9);
-    int rc = inst_new(&in, c, m, rq, RULE_ALL, NULL, 0, r.b.memory_limit);
+        r->b.deadline_ns = r->begun_ns + (uint64_t)(o->time_limit_s * 1e9);
+    struct inst *in;
+    int rc = inst_new(&in, c, m, rq, RULE_ALL, NULL, 0, r->b.memory_limit);
     if (rc == ST_ELIMIT)
         return err_set(e, rc, "%zu devices and %zu layers need more than the planner's %zu bytes of tables",
-                       c->ndevices, m->nlayers, r.b.memory_limit);
+                       c->ndevices, m->nlayers, r->b.memory_limit);
     if (rc < 0)
         return err_set(e, rc, "out of memory");
-    struct plan *p = calloc(1, sizeof *p);
-    r.in = in;
-    r.on = calloc(in->L, sizeof *r.on);
-    r.spare = calloc(in->L, sizeof *r.spare);
-    rc = p && r.on && r.spare ? solve(&r, o->goal) : ST_ENOMEM;
-    if (rc < 0)
-        err_set(e, rc,
-                rc == ST_ECANCELED ? "planning was cancelled"
-                : rc == ST_ELIMIT  ? "the model's graph has more layers than the planner takes"
-                                   : "planning failed");
-    else
-        rc = finish(&r, o, p, e);
+    r->in = in;
+    r->owned = in;
+    r->on = calloc(in->L, sizeof *r->on);
+    r->spare = calloc(in->L, sizeof *r->spare);
+    return r->on && r->spare ? ST_OK : err_set(e, ST_ENOMEM, "out of memory");
+}
+
+int run_fail(int rc, struct err *e)
+{
+    return err_set(e, rc,
+                   rc == ST_ECANCELED ? "planning was cancelled"
+                   : rc == ST_ELIMIT  ? "the model's graph has more layers than the planner takes"
+                   : rc == ST_ENOMEM  ? "out of memory"
+                                      : "planning failed");
+}
+
+void run_close(struct run *r, const struct plan_opts *o, struct plan *p)
+{
     if (p && o->stats) {
         p->has_stats = true;
-        p->stats.seconds = o->clock ? (double)(clock_ns(o->clock) - t0) / 1e9 : 0;
-        p->stats.states = r.b.states;
-        p->stats.table_bytes = r.b.table_bytes;
+        p->stats.seconds = o->clock ? (double)(clock_ns(o->clock) - r->begun_ns) / 1e9 : 0;
+        p->stats.states = r->b.states;
+        p->stats.table_bytes = r->b.table_bytes;
     }
+    free(r->on);
+    free(r->spare);
+    budget_fini(&r->b);
+    inst_free(r->owned);
+}
+
+int plan_solve(const struct cluster *c, const struct model *m, const struct request *rq,
+               const struct plan_opts *o, struct plan **out, struct err *e)
+{
+    struct run r;
+    struct plan *p = NULL;
+    *out = NULL;
+    int rc = run_open(&r, c, m, rq, o, e);
+    if (rc == ST_OK && !(p = calloc(1, sizeof *p)))
+        rc = err_set(e, ST_ENOMEM, "out of memory");
+    if (rc == ST_OK)
+        rc = (rc = run_solve(&r, o->goal)) < 0 ? run_fail(rc, e) : run_finish(&r, o, p, e);
+    run_close(&r, o, p);
     if (rc == ST_OK || rc == ST_EINFEASIBLE || rc == ST_EDEADLINE)
         *out = p;
     else
         plan_free(p);
-    free(r.on);
-    free(r.spare);
-    inst_free(in);
     return rc;
 }

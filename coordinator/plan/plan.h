@@ -49,7 +49,7 @@ struct plan_opts {
     double time_limit_s;       /* 0 = none; needs clock */
     const struct clock *clock; /* borrowed; NULL = no time limit and no seconds in the statistics */
     uint64_t work_limit;       /* states a search beyond the exact size may visit; 0 = the default */
-    size_t memory_limit;       /* bytes of solver tables; 0 = 512 MiB */
+    size_t memory_limit;       /* bytes of solver tables; 0 = 1 GiB */
     unsigned threads;          /* accepted; the solvers use one, so results never depend on it */
     const atomic_bool *cancel; /* borrowed; set from any thread: plan_solve returns ST_ECANCELED soon */
 };
@@ -129,6 +129,34 @@ struct plan {
 int plan_solve(const struct cluster *c, const struct model *m, const struct request *r,
                const struct plan_opts *o, struct plan **out, struct err *e) ST_CHECK;
 void plan_free(struct plan *p); /* NULL is fine */
+
+struct plan_replan_opts {
+    struct plan_opts o;         /* the goal, and limits; replicas are not taken */
+    double slack;               /* ≥ 0: a plan this much (relative) above the best will do */
+    double expected_steps;      /* 0 = not weighed; else moving must pay within so many steps */
+    double cooldown_s, since_s; /* a plan that still works is kept while since_s < cooldown_s */
+};
+/* The case for moving or not moving. */
+struct plan_case {
+    bool works;                 /* the old plan is still possible */
+    bool kept;                  /* it stays */
+    bool fewest;                /* no plan within the slack moves fewer bytes: proven */
+    double before, best, after; /* the goal's value: of the old plan (INFINITY when it does not work), of the
+                                   best plan there is, of the plan returned */
+    double lost_bytes;          /* of layers that no device holds */
+    double fresh_bytes;         /* what the best plan, found anew, would have to move */
+    double move_s;              /* the longest any node receives, as far as sources are devices */
+    char text[400];
+};
+/*
+ * Among the plans within the slack of the best, one that moves the fewest bytes away from where layers are:
+ * in `from` (names that no longer exist are ignored, with a warning) and in the cluster's resident_layers.
+ * moves are in an order that never fills a device beyond what it has, where copies that nobody reads any more
+ * are dropped first. Results as plan_solve.
+ */
+int plan_replan(const struct cluster *c, const struct model *m, const struct request *r,
+                const struct plan *from, const struct plan_replan_opts *o, struct plan **out,
+                struct plan_case *why, struct err *e) ST_CHECK;
 
 /* Appends the plan as JSON, two spaces of indentation, keys in a fixed order, shortest round-trip numbers. */
 int plan_to_json(const struct plan *p, struct buf *out) ST_CHECK;

@@ -1,6 +1,7 @@
 /* Bounds from the relaxed chain, the budget, and the choice of a solver. */
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "coordinator/plan/inst.h"
 
@@ -17,6 +18,35 @@ bool budget_spend(struct budget *b, uint64_t n)
     else if (b->deadline_ns && b->states / CLOCK_EVERY != before && clock_ns(b->clock) >= b->deadline_ns)
         b->stop = ST_EDEADLINE;
     return b->stop == ST_OK;
+}
+
+int budget_chunk(struct budget *b)
+{
+    size_t bytes = (b->n_chunks + 1) * b->chunk_bytes;
+    if (bytes > b->memory_limit)
+        return ST_ELIMIT;
+    double **v = realloc(b->chunk, (b->n_chunks + 1) * sizeof *v);
+    if (!v)
+        return ST_ENOMEM;
+    b->chunk = v;
+    v[b->n_chunks] =
+        b->chunk_bytes < BUDGET_CHUNK ? malloc(b->chunk_bytes) : aligned_alloc(BUDGET_CHUNK, b->chunk_bytes);
+    if (!v[b->n_chunks])
+        return ST_ENOMEM;
+    if (b->chunk_bytes == BUDGET_CHUNK)
+        madvise(v[b->n_chunks], BUDGET_CHUNK, MADV_HUGEPAGE); /* a hint: rows are written all over them */
+    b->n_chunks++;
+    b->table_bytes = bytes > b->table_bytes ? bytes : b->table_bytes;
+    return ST_OK;
+}
+
+void budget_fini(struct budget *b)
+{
+    for (size_t i = 0; i < b->n_chunks; i++)
+        free(b->chunk[i]);
+    free(b->chunk);
+    b->chunk = NULL;
+    b->n_chunks = 0;
 }
 
 double inst_cut_bytes(const struct inst *in, size_t l)
@@ -39,9 +69,10 @@ static double least_hop(const struct prob *p, size_t e, size_t m, double bytes, 
     return best;
 }
 
-static void relax_before(const struct prob *p, double *before)
+double relax_before(const struct prob *p, double *before)
 {
     size_t D = p->in->D, L = p->in->L, W = L + 1;
+    double least = INFINITY;
     for (size_t i = 0; i < D * W; i++)
         before[i] = INFINITY;
     for (size_t l = 0; l < L; l++) {
@@ -59,6 +90,11 @@ static void relax_before(const struct prob *p, double *before)
             }
         }
     }
+    for (size_t e = 0; e < D; e++) {
+        double v = prob_join(p->kind, before[e * W + L], prob_hop(p, e, D, inst_cut_bytes(p->in, L)));
+        least = v < least ? v : least;
+    }
+    return least;
 }
 
 double relax_run(const struct prob *p, double *before, double *after)
@@ -117,10 +153,11 @@ double cover_bound(const struct prob *p)
     if (p->kind != PROB_BOTTLENECK && p->kind != PROB_RATIO)
         return 0;
     for (size_t d = 0; d < p->in->D; d++)
-        for (size_t i = 0; i < p->in->L * (p->in->L + 1); i++) {
-            double x = p->in->run[d * p->in->L * (p->in->L + 1) + i];
-            hi = x < INFINITY && x > hi ? x : hi;
-        }
+        for (size_t l = 0; l < p->in->L; l++)
+            for (size_t m = l + 1; m <= inst_last(p->in, d, l); m++) {
+                double x = inst_run(p->in, d, l, m);
+                hi = x < INFINITY && x > hi ? x : hi;
+            }
     if (p->kind == PROB_RATIO)
         hi = 1;
     if (!covers(p, hi))
@@ -133,6 +170,12 @@ double cover_bound(const struct prob *p)
             lo = mid;
     }
     return lo;
+}
+
+int exact_solve(const struct prob *p, struct budget *b, struct solution *s)
+{
+    return p->kind == PROB_BOTTLENECK || p->kind == PROB_RATIO ? reach_solve(p, b, s)
+                                                               : bitmask_solve(p, b, s);
 }
 
 int prob_solve(const struct prob *p, struct budget *b, struct solution *s)
@@ -148,7 +191,9 @@ int prob_solve(const struct prob *p, struct budget *b, struct solution *s)
     }
     if (!p->in->chain)
         return dag_solve(p, b, s);
-    int rc = bitmask_solve(p, b, s);
+    int rc = exact_solve(p, b, s);
+    if (rc == ST_ELIMIT && p->in->lean && (rc = site_solve(p, b, s)) == ST_ELIMIT)
+        rc = large_solve(p, b, s);
     if (rc == ST_ELIMIT || rc == ST_EDEADLINE)
         rc = search_solve(p, b, s);
     return rc;

@@ -152,10 +152,10 @@ static double layer_need(const struct model_layer *l)
 
 static bool reachable(const struct inst *in, size_t d)
 {
-    if (inst_hop(in, in->D, d)->ok && inst_hop(in, d, in->D)->ok)
+    if (inst_hop(in, in->D, d).ok && inst_hop(in, d, in->D).ok)
         return true;
     for (size_t e = 0; e < in->D; e++)
-        if (e != d && (inst_hop(in, e, d)->ok || inst_hop(in, d, e)->ok))
+        if (e != d && (inst_hop(in, e, d).ok || inst_hop(in, d, e).ok))
             return true;
     return false;
 }
@@ -164,8 +164,8 @@ static bool has_run(const struct inst *in, size_t d)
 {
     if (!in->chain)
         return true;
-    for (size_t i = 0; i < in->L * (in->L + 1); i++)
-        if (in->run[d * in->L * (in->L + 1) + i] < INFINITY)
+    for (size_t i = 0; i < in->L; i++)
+        if (inst_last(in, d, i))
             return true;
     return false;
 }

@@ -293,7 +293,7 @@ static int subset_run(struct search *q)
     struct prob p = *q->p;
     struct solution s = {.limit = q->best, .on = on};
     p.in = sub;
-    rc = sub->D ? bitmask_solve(&p, q->b, &s) : ST_ELIMIT;
+    rc = sub->D ? exact_solve(&p, q->b, &s) : ST_ELIMIT;
     if (rc == ST_OK && s.value < q->best) {
         q->best = s.value;
         for (size_t i = 0; i < q->L; i++)
@@ -395,9 +395,10 @@ static int squeeze(struct search *q, double lo)
     int rc = on ? ST_OK : ST_ENOMEM;
     for (int i = 0; i < SQUEEZES && rc == ST_OK && q->b->stop == ST_OK && q->best > lo * 1.0005; i++) {
         double at = q->best == INFINITY ? INFINITY : lo + (q->best - lo) / 2, v;
-        struct prob by_time = {p->in, PROB_LATENCY,
-                               fmin(p->cap_bottleneck, p->kind == PROB_BOTTLENECK ? at : INFINITY),
-                               fmin(p->cap_ratio, p->kind == PROB_RATIO ? at : INFINITY)};
+        struct prob by_time = *p;
+        by_time.kind = PROB_LATENCY;
+        by_time.cap_bottleneck = fmin(p->cap_bottleneck, p->kind == PROB_BOTTLENECK ? at : INFINITY);
+        by_time.cap_ratio = fmin(p->cap_ratio, p->kind == PROB_RATIO ? at : INFINITY);
         struct eval ev;
         rc = search_quick(&by_time, q->b, SQUEEZE_WIDTH, on, &v);
         if (rc == ST_OK && v == INFINITY) {

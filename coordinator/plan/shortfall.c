@@ -30,7 +30,7 @@ static int ask(const struct inst *of, struct budget *b, unsigned rules, struct a
     int rc = inst_new(&a->in, of->c, of->m, of->r, rules, NULL, 0, b->memory_limit);
     if (rc < 0)
         return rc;
-    struct prob p = {a->in, PROB_EXCESS, INFINITY, INFINITY};
+    struct prob p = {.in = a->in, .kind = PROB_EXCESS, .cap_bottleneck = INFINITY, .cap_ratio = INFINITY};
     struct solution s = {.limit = INFINITY, .on = a->on = calloc(of->L, sizeof *a->on)};
     b->stop = ST_OK; /* a limit that was met before must not silence the reason */
     b->deadline_ns = 0;
@@ -130,7 +130,7 @@ static int links_answer(const struct inst *in, const struct answer *free_links, 
         const char *from = NULL, *to = NULL;
         for (size_t i = 0; i <= in->D && !from; i++) /* the first pair that is missing */
             for (size_t j = 0; j <= in->D && !from; j++)
-                if (i != j && !inst_hop(in, i, j)->ok) {
+                if (i != j && !inst_hop(in, i, j).ok) {
                     from = i < in->D ? in->c->nodes[in->node[i]] : "client";
                     to = j < in->D ? in->c->nodes[in->node[j]] : "client";
                 }

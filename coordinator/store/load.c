@@ -289,3 +289,25 @@ int store_load_meta(struct store *s, const char *key, char *out, size_t cap, str
     sqlite3_finalize(st);
     return rc;
 }
+
+struct trust_ctx {
+    int (*fn)(void *arg, const struct store_trust *d);
+    void *arg;
+};
+
+static int trust_row(sqlite3_stmt *st, void *ctx, struct err *e)
+{
+    (void)e;
+    struct trust_ctx *c = ctx;
+    struct store_trust d = {
+        .kind = db_text(st, 0), .id = db_text(st, 1), .updated_us = sqlite3_column_int64(st, 3)};
+    d.doc = blob(st, 2, &d.doc_len);
+    return c->fn(c->arg, &d);
+}
+
+int store_load_trust(struct store *s, int (*fn)(void *arg, const struct store_trust *d), void *arg,
+                     struct err *e)
+{
+    struct trust_ctx c = {fn, arg};
+    return each(s, "SELECT kind,id,doc,updated_us FROM trust ORDER BY kind,id", trust_row, &c, e);
+}

@@ -77,6 +77,12 @@ struct store_plan {
     size_t doc_len;
     int64_t created_us;
 };
+struct store_trust { /* tokens, certificates, revocations, pins: documents of the api room */
+    const char *kind, *id;
+    const void *doc;
+    size_t doc_len;
+    int64_t updated_us;
+};
 struct store_request { /* idempotency: what a mutation with this id was answered */
     const char *principal, *request_id, *method;
     const void *response;
@@ -109,6 +115,8 @@ int store_load_plans(struct store *s, int (*fn)(void *arg, const struct store_pl
                      struct err *e) ST_CHECK;
 int store_load_requests(struct store *s, int (*fn)(void *arg, const struct store_request *r), void *arg,
                         struct err *e) ST_CHECK;
+int store_load_trust(struct store *s, int (*fn)(void *arg, const struct store_trust *d), void *arg,
+                     struct err *e) ST_CHECK;
 /* A value of the meta table into out ("" when absent): ids, serial numbers, the cluster's name. */
 int store_load_meta(struct store *s, const char *key, char *out, size_t cap, struct err *e) ST_CHECK;
 
@@ -145,6 +153,10 @@ void store_txn_session_delete(struct store_txn *t, const char *id); /* absent is
 void store_txn_plan_put(struct store_txn *t, const struct store_plan *p);
 void store_txn_request_put(struct store_txn *t, const struct store_request *r); /* existing id: ST_EEXIST */
 void store_txn_requests_expire(struct store_txn *t, int64_t before_us);
+void store_txn_trust_put(struct store_txn *t, const struct store_trust *d);
+void store_txn_trust_delete(struct store_txn *t, const char *kind, const char *id); /* absent is fine */
+/* Makes store_submit refuse it: something it needs could not be built. */
+void store_txn_fail(struct store_txn *t, int rc);
 void store_txn_meta_put(struct store_txn *t, const char *key, const char *value);
 /* The node's spool was taken up to seq; ST_ECONFLICT unless that is beyond what was taken before, so a batch
  * that arrives twice is written once; also when the node is unknown. */

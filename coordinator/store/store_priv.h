@@ -30,6 +30,8 @@ enum store_stmt {
     SQL_REQUESTS_EXPIRE,
     SQL_META_PUT,
     SQL_SPOOL,
+    SQL_TRUST_PUT,
+    SQL_TRUST_DELETE,
     SQL_EVENT,
     SQL_COUNT,
 };

@@ -55,6 +55,9 @@ static const struct store_sql sqls[SQL_COUNT] = {
     [SQL_META_PUT] = {"INSERT OR REPLACE INTO meta(key,value) VALUES(?1,?2)", "writing a setting", ST_OK},
     [SQL_SPOOL] = {"UPDATE node SET spool_seq=?2 WHERE id=?1 AND spool_seq<?2", "taking a node's spool",
                    ST_ECONFLICT},
+    [SQL_TRUST_PUT] = {"INSERT OR REPLACE INTO trust(kind,id,doc,updated_us) VALUES(?1,?2,?3,?4)",
+                       "writing a trust record", ST_OK},
+    [SQL_TRUST_DELETE] = {"DELETE FROM trust WHERE kind=?1 AND id=?2", "removing a trust record", ST_OK},
     [SQL_EVENT] = {"INSERT INTO outbox(event) VALUES(?1)", "writing the audit outbox", ST_OK},
 };
 
@@ -309,6 +312,28 @@ void store_txn_meta_put(struct store_txn *t, const char *key, const char *value)
     op(t, SQL_META_PUT, 2);
     text(t, key);
     text(t, value);
+}
+
+void store_txn_trust_put(struct store_txn *t, const struct store_trust *d)
+{
+    op(t, SQL_TRUST_PUT, 4);
+    text(t, d->kind);
+    text(t, d->id);
+    blob(t, d->doc, d->doc_len);
+    num(t, d->updated_us);
+}
+
+void store_txn_trust_delete(struct store_txn *t, const char *kind, const char *id)
+{
+    op(t, SQL_TRUST_DELETE, 2);
+    text(t, kind);
+    text(t, id);
+}
+
+void store_txn_fail(struct store_txn *t, int rc)
+{
+    if (t->rc == ST_OK)
+        t->rc = rc;
 }
 
 void store_txn_spool(struct store_txn *t, const char *node, uint64_t seq)

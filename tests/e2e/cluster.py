@@ -115,6 +115,32 @@ def audit(jid):
     check(n > 50, "a dashboard reads the audit file after the coordinator ended")
     v = strata("audit", "verify", "--file", db)
     check(v["whole"] and v["rows"] == n, "the audit chain is whole")
+    check(v["signatures_checked"] and v["checkpoints"] > 0, "its checkpoints are signed by the coordinator's key")
+    spooled = sqlite3.connect(f"file:{db}?mode=ro", uri=True).execute(
+        "select node, json_extract(meta,'$.spool_seq') from v_audit where type='system.discovery_completed' and "
+        "json_extract(meta,'$.received_us')>=time_us order by id").fetchall()
+    check({r[0] for r in spooled} == {"n1", "n2", "n3"} and len(set(spooled)) == len(spooled),
+          "what agents recorded themselves arrived, once each")
+    seen = 0
+    for root, _, files in os.walk(work):
+        for f in files:
+            if f == "audit.witness":
+                w = strata("audit", "verify", "--file", db, "--head", os.path.join(root, f))
+                check(w["whole"] and w["witnessed_heads"] > 0, "the heads that an agent kept are in the chain")
+                seen += 1
+    check(seen > 0, "agents kept heads of the audit chain")
+    secrets = []
+    for root, _, files in os.walk(work):
+        for f in files:
+            if f.endswith(".key"):
+                raw = open(os.path.join(root, f), "rb").read()
+                secrets += [line for line in raw.split(b"\n") if len(line) >= 32 and b"-----" not in line]
+    rows = strata("audit", "export", "--file", db, parse=False).stdout
+    check(len(secrets) >= 5 and b"PRIVATE KEY" not in rows and not any(s in rows for s in secrets),
+          f"no row holds any of {len(secrets)} lines of secret keys")
+    out = f"{work}/export.db"
+    strata("audit", "export", "--file", db, "--format", "sqlite", "--out", out, parse=False)
+    check(sqlite3.connect(out).execute("select count(*) from audit").fetchone()[0] == n, "the export has every row")
 
 
 def main():

@@ -38,6 +38,22 @@ def copies(size):
     return a["handle"], b["handle"]
 
 
+def kernels(b, size):
+    sums = [gpu("exec", "n2/cpu:0", "checksum", "--span", f"{b}:0:{size // 4 * 4}")["value"]]
+    gpu("exec", "n2/cpu:0", "fill", "--span", f"{b}:4096:4096", "--scalar", "0x01020304")
+    gpu("get", b, f"{work}/filled", "--offset", "4092", "--bytes", "4104")
+    data = open(f"{work}/filled", "rb").read()
+    check(data[4:4100] == b"\4\3\2\1" * 1024 and data[:4] == open(f"{work}/bytes", "rb").read()[4092:4096],
+          "gpu exec fill wrote its span and nothing beside it")
+    sums.append(gpu("exec", "n2/cpu:0", "checksum", "--span", f"{b}:0:{size // 4 * 4}")["value"])
+    check(sums[0] != sums[1], "gpu exec checksum sees it")
+    p = gpu("exec", "n2/cpu:0", "nonsense", "--span", b, want=3, parse=False)
+    check(p.returncode == 3, "an unknown kernel is exit 3")
+    d = gpu("show", "n1/cpu:0")
+    check(d["memory_bytes"] == 1 << 30 and d["available_bytes"] == (1 << 30) - size, "gpu show counts what is held")
+    check(all(d[k] is None or d[k] > 0 for k in ("temperature_c", "power_w", "clock_hz")), "a sensor reads, or is absent")
+
+
 def refusals(a, b):
     p = gpu("alloc", "n1/cpu:0", "128MiB", want=8, parse=False)
     check(b"QUOTA_EXCEEDED" in p.stdout + p.stderr, "more than the ticket's limit is refused with exit 8")
@@ -67,7 +83,7 @@ def trail():
     rows = [json.loads(x) for x in strata("audit", "query", "--type", "*", "--limit", "1000", parse=False).stdout.splitlines()]
     types = {r["type"] for r in rows if r.get("principal") == "user/admin"}
     need = {"security.session_opened", "security.session_closed", "security.ticket_issued", "memory.allocate",
-            "memory.copy_to_device", "memory.copy_from_device", "memory.copy_device_to_device", "memory.deallocate",
+            "memory.copy_to_device", "memory.copy_from_device", "compute.execute", "memory.copy_device_to_device", "memory.deallocate",
             "security.quota_exceeded"}
     check(need <= types, f"the trail has what was done ({sorted(need - types)} missing)")
 
@@ -76,6 +92,7 @@ def main():
     size = 24 * (1 << 20) + 12345
     start_cluster(write_cluster(2))
     a, b = copies(size)
+    kernels(b, size)
     refusals(a, b)
     ends(a, b, size)
     until("the agents' events are in the trail", lambda: b"memory.deallocate" in strata(

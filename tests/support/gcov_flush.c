@@ -1,5 +1,5 @@
-/* Only in coverage builds: writes the counters once a second, because what kill -9 ends, and tests end much that
- * way, never reaches the exit handler that would have written them. */
+/* Only in coverage builds: writes the counters once a second, because what kill -9 ends, and tests end much
+ * that way, never reaches the exit handler that would have written them. */
 #include <pthread.h>
 #include <time.h>
 

@@ -148,6 +148,8 @@ static void post(struct sim *s, const struct quic_addr *from, const struct quic_
     k->ecn = ecn;
     k->n = n;
     memcpy(k->p, p, n);
+    if (n && chance(s, s->cfg.corrupt_ppm))
+        k->p[next_random(s) % n] ^= (uint8_t)(1 + next_random(s) % 255);
     uint64_t at = s->now + s->cfg.delay_ns;
     if (s->cfg.jitter_ns)
         at += next_random(s) % s->cfg.jitter_ns;

@@ -16,7 +16,8 @@ struct sim_cfg {
     uint64_t jitter_ns; /* added, uniform: what exceeds the spacing of packets reorders them */
     unsigned loss_ppm;  /* parts per million */
     unsigned dup_ppm;
-    size_t mtu; /* larger datagrams vanish; 0 = 1500 */
+    unsigned corrupt_ppm; /* one byte of the datagram changes */
+    size_t mtu;           /* larger datagrams vanish; 0 = 1500 */
 };
 
 struct sim *sim_new(const struct sim_cfg *cfg);

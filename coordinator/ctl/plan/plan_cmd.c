@@ -1,20 +1,8 @@
-#include "coordinator/ctl/plan/plan_cmd.h"
+#include "coordinator/ctl/plan/plan_priv.h"
 
-#include <errno.h>
-#include <getopt.h>
-#include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
-#include "common/base/fs.h"
-#include "common/model/cluster.h"
 #include "common/model/jread.h"
-#include "common/model/model.h"
-#include "common/model/request.h"
-#include "coordinator/plan/plan.h"
-
-#define PLAN_FILE_MAX ((size_t)64 << 20)
-#define EXIT_USAGE 2
 
 static const char solve_usage[] =
     "usage: strata plan solve --cluster C.json --model M.json --goal latency|throughput|memory|balanced\n"
@@ -29,212 +17,23 @@ static const char check_usage[] =
     "Recomputes every figure and rule of a plan, independently of the solvers.\n";
 static const char show_usage[] = "usage: strata plan show [--json] PLAN.json\nDraws a plan as a table.\n";
 
-enum {
-    OPT_CLUSTER = 1,
-    OPT_MODEL,
-    OPT_GOAL,
-    OPT_REQUEST,
-    OPT_REPLICAS,
-    OPT_TIME,
-    OPT_THREADS,
-    OPT_STATS,
-    OPT_JSON,
-    OPT_CONTEXT,
-    OPT_SEQUENCES,
-    OPT_TOKENS,
-    OPT_HELP
-};
-
-static const struct option options[] = {
-    {"cluster", required_argument, NULL, OPT_CLUSTER},
-    {"model", required_argument, NULL, OPT_MODEL},
-    {"goal", required_argument, NULL, OPT_GOAL},
-    {"request", required_argument, NULL, OPT_REQUEST},
-    {"replicas", no_argument, NULL, OPT_REPLICAS},
-    {"time-limit", required_argument, NULL, OPT_TIME},
-    {"threads", required_argument, NULL, OPT_THREADS},
-    {"stats", no_argument, NULL, OPT_STATS},
-    {"json", no_argument, NULL, OPT_JSON},
-    {"context", required_argument, NULL, OPT_CONTEXT},
-    {"sequences", required_argument, NULL, OPT_SEQUENCES},
-    {"tokens", required_argument, NULL, OPT_TOKENS},
-    {"help", no_argument, NULL, OPT_HELP},
-    {NULL, 0, NULL, 0},
-};
-
-struct args {
-    const char *cluster, *model, *request, *file;
-    bool has_goal, json;
-    struct plan_opts o;
-    struct model_options mo;
-};
-
-static int bad(FILE *err, const char *usage, const char *fmt, const char *what)
-{
-    fprintf(err, "strata plan: ");
-    fprintf(err, fmt, what);
-    fprintf(err, "\n%s", usage);
-    return EXIT_USAGE;
-}
-
-static bool whole(const char *s, uint64_t min, uint64_t max, uint64_t *out)
-{
-    char *end;
-    errno = 0;
-    unsigned long long v = strtoull(s, &end, 10);
-    if (errno || *s < '0' || *s > '9' || *end || v < min || v > max)
-        return false;
-    *out = v;
-    return true;
-}
-
-static bool take(struct args *a, int opt, const char *v)
-{
-    char *end;
-    uint64_t n = 0;
-    switch (opt) {
-    case OPT_CLUSTER:
-        a->cluster = v;
-        return true;
-    case OPT_MODEL:
-        a->model = v;
-        return true;
-    case OPT_REQUEST:
-        a->request = v;
-        return true;
-    case OPT_GOAL:
-        a->has_goal = true;
-        return plan_goal_parse(v, &a->o.goal) == ST_OK;
-    case OPT_REPLICAS:
-        return a->o.replicas = true;
-    case OPT_STATS:
-        return a->o.stats = true;
-    case OPT_JSON:
-        return a->json = true;
-    case OPT_TIME:
-        a->o.time_limit_s = strtod(v, &end);
-        return *v && !*end && a->o.time_limit_s > 0 && a->o.time_limit_s <= 1e9;
-    case OPT_THREADS:
-        if (!whole(v, 1, 1024, &n))
-            return false;
-        a->o.threads = (unsigned)n;
-        return true;
-    case OPT_CONTEXT:
-        return whole(v, 1, 1ull << 40, &a->mo.context);
-    case OPT_SEQUENCES:
-        return whole(v, 1, 1ull << 40, &a->mo.sequences);
-    case OPT_TOKENS:
-        return whole(v, 1, 1ull << 40, &a->mo.tokens);
-    default:
-        return false;
-    }
-}
-
-/* 0 = go on, −1 = help was asked for and printed, else the exit code. `known` has one bit per option. */
-static int parse(int argc, char **argv, unsigned known, bool wants_file, const char *usage, struct args *a,
-                 FILE *out, FILE *err)
-{
-    int opt, index = 0;
-    memset(a, 0, sizeof *a);
-    a->o.clock = clock_system();
-    opterr = 0;
-    optind = 0; /* start anew: another command may have been parsed before */
-    while ((opt = getopt_long(argc, argv, ":", options, &index)) != -1) {
-        if (opt == OPT_HELP) {
-            fprintf(out, "%s", usage);
-            return -1;
-        }
-        if (opt == ':')
-            return bad(err, usage, "%s needs a value", argv[optind - 1]);
-        if (opt == '?' || !(known >> opt & 1u))
-            return bad(err, usage, "unknown option %s", argv[optind - 1]);
-        if (!take(a, opt, optarg))
-            return bad(err, usage, "the value of --%s is out of range or not one of its words",
-                       options[index].name);
-    }
-    if (wants_file && optind < argc)
-        a->file = argv[optind++];
-    if (optind < argc)
-        return bad(err, usage, "unexpected argument %s", argv[optind]);
-    if (wants_file && !a->file)
-        return bad(err, usage, "%s is missing", "the plan file");
-    if ((known >> OPT_CLUSTER & 1u) && !a->cluster)
-        return bad(err, usage, "%s is missing", "--cluster");
-    if ((known >> OPT_MODEL & 1u) && !a->model)
-        return bad(err, usage, "%s is missing", "--model");
-    if ((known >> OPT_GOAL & 1u) && !a->has_goal)
-        return bad(err, usage, "%s is missing", "--goal");
-    return 0;
-}
-
-#define BIT(o) (1u << (o))
-#define BITS_INPUT                                                                                           \
-    (BIT(OPT_CLUSTER) | BIT(OPT_MODEL) | BIT(OPT_REQUEST) | BIT(OPT_JSON) | BIT(OPT_CONTEXT) |               \
-     BIT(OPT_SEQUENCES) | BIT(OPT_TOKENS))
-
-struct input {
-    struct cluster *c;
-    struct model *m;
-    struct request r;
-    bool has_request;
-};
-
-static int input_open(const struct args *a, struct input *in, struct err *e)
-{
-    memset(in, 0, sizeof *in);
-    int rc = cluster_open(a->cluster, &in->c, e);
-    if (rc == ST_OK)
-        rc = model_open(a->model, &a->mo, &in->m, e);
-    if (rc == ST_OK && a->request) {
-        rc = request_open(a->request, in->m, in->c, &in->r, e);
-        in->has_request = rc == ST_OK;
-    }
-    return rc;
-}
-
-static void input_fini(struct input *in)
-{
-    if (in->has_request)
-        request_fini(&in->r);
-    cluster_free(in->c);
-    model_free(in->m);
-}
-
-static int complain(FILE *err, int rc, const struct err *e)
-{
-    fprintf(err, "strata plan: %s\n", e->text[0] ? e->text : status_name(rc));
-    return status_exit_code(rc);
-}
-
-static int put_json(const struct plan *p, FILE *out, FILE *err)
-{
-    struct buf b = {0};
-    int rc = plan_to_json(p, &b);
-    if (rc == ST_OK && fwrite(b.data, 1, b.len, out) != b.len)
-        rc = ST_EIO;
-    buf_fini(&b);
-    if (rc < 0)
-        fprintf(err, "strata plan: the plan could not be written: %s\n", status_name(rc));
-    return rc;
-}
-
 int ctl_plan_solve(int argc, char **argv, FILE *out, FILE *err)
 {
     struct args a;
     struct input in;
     struct plan *p = NULL;
     struct err e = {0};
-    int rc = parse(argc, argv,
-                   BITS_INPUT | BIT(OPT_GOAL) | BIT(OPT_REPLICAS) | BIT(OPT_TIME) | BIT(OPT_THREADS) |
-                       BIT(OPT_STATS),
-                   false, solve_usage, &a, out, err);
+    int rc = plan_args(argc, argv,
+                       BITS_INPUT | BIT(OPT_GOAL) | BIT(OPT_REPLICAS) | BIT(OPT_TIME) | BIT(OPT_THREADS) |
+                           BIT(OPT_STATS),
+                       0, solve_usage, &a, out, err);
     if (rc)
         return rc < 0 ? 0 : rc;
-    rc = input_open(&a, &in, &e);
+    rc = plan_input_open(&a, &in, &e);
     if (rc == ST_OK)
         rc = plan_solve(in.c, in.m, in.has_request ? &in.r : NULL, &a.o, &p, &e);
-    int code = rc < 0 ? complain(err, rc, &e) : 0;
-    if (p && a.json && put_json(p, out, err) < 0)
+    int code = rc < 0 ? plan_complain(err, rc, &e) : 0;
+    if (p && a.json && plan_put_json(p, out, err) < 0)
         code = 1;
     else if (p && !a.json)
         ctl_plan_print(p, out);
@@ -242,18 +41,8 @@ int ctl_plan_solve(int argc, char **argv, FILE *out, FILE *err)
         fprintf(out, "\n%.3f s, %llu states, %llu bytes of tables\n", p->stats.seconds,
                 (unsigned long long)p->stats.states, (unsigned long long)p->stats.table_bytes);
     plan_free(p);
-    input_fini(&in);
+    plan_input_fini(&in);
     return code;
-}
-
-static int plan_open(const char *path, struct plan **out, struct err *e)
-{
-    struct buf b = {0};
-    int rc = fs_read(path, PLAN_FILE_MAX, &b, e);
-    if (rc == ST_OK && (rc = plan_from_json(buf_cstr(&b), b.len, out, e)) < 0)
-        err_prefix(e, "%s", path);
-    buf_fini(&b);
-    return rc;
 }
 
 static int put_report(const struct plan_check_report *rep, FILE *out)
@@ -283,10 +72,10 @@ int ctl_plan_check(int argc, char **argv, FILE *out, FILE *err)
     struct plan *p = NULL;
     struct plan_check_report rep = {0};
     struct err e = {0};
-    int rc = parse(argc, argv, BITS_INPUT, true, check_usage, &a, out, err);
+    int rc = plan_args(argc, argv, BITS_INPUT, 1, check_usage, &a, out, err);
     if (rc)
         return rc < 0 ? 0 : rc;
-    rc = input_open(&a, &in, &e);
+    rc = plan_input_open(&a, &in, &e);
     if (rc == ST_OK)
         rc = plan_open(a.file, &p, &e);
     if (rc == ST_OK) {
@@ -303,10 +92,10 @@ int ctl_plan_check(int argc, char **argv, FILE *out, FILE *err)
         else if (rep.n)
             err_set(&e, rc, "%zu figures or rules are wrong", rep.n);
     }
-    int code = rc < 0 ? complain(err, rc, &e) : 0;
+    int code = rc < 0 ? plan_complain(err, rc, &e) : 0;
     plan_check_fini(&rep);
     plan_free(p);
-    input_fini(&in);
+    plan_input_fini(&in);
     return code;
 }
 
@@ -315,15 +104,15 @@ int ctl_plan_show(int argc, char **argv, FILE *out, FILE *err)
     struct args a;
     struct plan *p = NULL;
     struct err e = {0};
-    int rc = parse(argc, argv, BIT(OPT_JSON), true, show_usage, &a, out, err);
+    int rc = plan_args(argc, argv, BIT(OPT_JSON), 1, show_usage, &a, out, err);
     if (rc)
         return rc < 0 ? 0 : rc;
     if ((rc = plan_open(a.file, &p, &e)) < 0)
-        return complain(err, rc, &e);
+        return plan_complain(err, rc, &e);
     int code = 0;
     if (!a.json)
         ctl_plan_print(p, out);
-    else if (put_json(p, out, err) < 0)
+    else if (plan_put_json(p, out, err) < 0)
         code = 1;
     plan_free(p);
     return code;

@@ -1,5 +1,5 @@
 /*
- * `strata plan solve|check|show`: the offline commands, on the coordinator's own planner. Each takes its own
+ * `strata plan …`: the offline commands, on the coordinator's own planner. Each takes its own
  * argv (argv[0] is the command's name for messages), writes data to out and everything else to err, and
  * returns the exit code of the manual. getopt_long is used: one thread at a time.
  */
@@ -13,6 +13,10 @@ struct plan;
 int ctl_plan_solve(int argc, char **argv, FILE *out, FILE *err);
 int ctl_plan_check(int argc, char **argv, FILE *out, FILE *err);
 int ctl_plan_show(int argc, char **argv, FILE *out, FILE *err);
+int ctl_plan_replan(int argc, char **argv, FILE *out, FILE *err);
+int ctl_plan_explain(int argc, char **argv, FILE *out, FILE *err);
+int ctl_plan_diff(int argc, char **argv, FILE *out, FILE *err);
+int ctl_plan_export(int argc, char **argv, FILE *out, FILE *err);
 
 /* The table that solve and show print. Control characters of file-given names are shown as `?`. */
 void ctl_plan_print(const struct plan *p, FILE *out);

@@ -150,6 +150,55 @@ static void expiry(void **state)
     access_set_free(s);
 }
 
+/* Linked with --wrap: every allocation of this program comes through here. */
+static unsigned long allocations;
+void *__real_malloc(size_t n);
+void *__wrap_malloc(size_t n);
+void *__wrap_malloc(size_t n)
+{
+    allocations++;
+    return __real_malloc(n);
+}
+void *__real_calloc(size_t n, size_t size);
+void *__wrap_calloc(size_t n, size_t size);
+void *__wrap_calloc(size_t n, size_t size)
+{
+    allocations++;
+    return __real_calloc(n, size);
+}
+void *__real_realloc(void *p, size_t n);
+void *__wrap_realloc(void *p, size_t n);
+void *__wrap_realloc(void *p, size_t n)
+{
+    allocations++;
+    return __real_realloc(p, n);
+}
+
+static void decisions_allocate_nothing(void **state)
+{
+    (void)state;
+    struct access_set *s;
+    struct err e;
+    unsigned long allowed = 0;
+    assert_int_equal(access_set_new(&s, rng_system()), ST_OK);
+    struct policy p = make("user/a", ROLE_BIT(ROLE_USER));
+    strcpy(p.devices[0], "dione/*");
+    p.n_devices = 1;
+    assert_int_equal(access_set_put(s, &p, &e), ST_OK);
+    uint32_t dev = access_set_device(s, "dione/cuda:0");
+    unsigned long before = allocations;
+    assert_true(before > 0); /* the counter counts */
+    for (unsigned i = 0; i < 1000; i++) {
+        struct access_handle h = access_set_find(s, "user/a", 6);
+        allowed += access_set_decide(s, h, (enum permission)(i % PERM_COUNT), dev, 1).allowed;
+        allowed += ask(s, "user/a", PERM_DEVICE_LIST, "dione/never:seen", 1).allowed;
+        allowed += ask(s, "user/none", PERM_DEVICE_LIST, NULL, 1).allowed;
+    }
+    assert_int_equal(allocations, before);
+    assert_true(allowed > 1000);
+    access_set_free(s);
+}
+
 #define NAMES 600
 struct model {
     bool there;
@@ -239,8 +288,9 @@ static void made_from_a_role(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(handles), cmocka_unit_test(devices),
-                                       cmocka_unit_test(expiry), cmocka_unit_test(as_the_plain_array),
-                                       cmocka_unit_test(made_from_a_role)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(handles),          cmocka_unit_test(devices),
+        cmocka_unit_test(expiry),           cmocka_unit_test(as_the_plain_array),
+        cmocka_unit_test(made_from_a_role), cmocka_unit_test(decisions_allocate_nothing)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -38,7 +38,7 @@ static void test_good(void **st)
                                &c, &e),
                      ST_OK);
     assert_true(c.nlinks == 1 && c.links[0].bytes_per_s == 125e6 && c.links[0].rtt_ns == 1000000);
-    assert_true(c.audit_echo && c.log_level == LOG_LV_DEBUG && c.default_bytes_per_s == 1073741824.0);
+    assert_true(c.audit.echo && c.log_level == LOG_LV_DEBUG && c.default_bytes_per_s == 1073741824.0);
     coord_config_fini(&c);
 }
 

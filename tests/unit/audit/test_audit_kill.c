@@ -1,6 +1,7 @@
 /*
  * kill -9 at any moment: each acknowledged mutation is in state.db and its event exactly once in audit.db.
- * The witness is the parent, which reads acknowledgements from a pipe.
+ * The witness is the parent, which reads acknowledgements from a pipe. STRATA_SOAK in the environment: a
+ * thousand times.
  */
 #include "tests/unit/audit/audit_help.h"
 
@@ -119,7 +120,7 @@ static void killed_before_anything_is_drained(void **state)
 
 static void killed_while_draining(void **state)
 {
-    lives(*state, 100, NS_PER_MS);
+    lives(*state, getenv("STRATA_SOAK") ? 1000 : 100, NS_PER_MS);
 }
 
 int main(void)

@@ -238,7 +238,7 @@ static void no_flipped_bit_changes_history_unseen(void **state)
     long size = lseek(fd, 0, SEEK_END);
     close(fd);
     unsigned caught = 0, tried = 0;
-    for (long at = 0; at < size; at += 61) {
+    for (long at = 0; at < size; at += 151) {
         struct dump got = {0};
         copy_file(r->dir.audit, r->dir.state, at);
         side_files_rm(r->dir.state);

@@ -19,7 +19,8 @@
 #define MIB (1ull << 20)
 
 struct fix {
-    const char *backend;
+    const char *backend, *library;
+    uint64_t extent, wait_ns; /* as in struct gpu_cfg */
     struct gpu_set *set;
     struct gpu *g;
 };
@@ -27,7 +28,11 @@ struct fix {
 static inline int open_dev(struct fix *f)
 {
     struct err e = {0};
-    struct gpu_cfg cfg = {.backends = f->backend, .cpu_memory_bytes = 512 * MIB};
+    struct gpu_cfg cfg = {.backends = f->backend,
+                          .cuda_library = f->library,
+                          .cpu_memory_bytes = 512 * MIB,
+                          .extent_bytes = f->extent,
+                          .wait_ns = f->wait_ns};
     if (gpu_set_new(&f->set, &cfg, &e) < 0) {
         print_error("%s\n", e.text);
         return -1;

@@ -249,7 +249,7 @@ static void test_set(void **state)
     struct gpu_set *s = NULL;
     struct err e = {0};
     (void)state;
-    const char *bad[] = {"cuda", "cpu,", "vulkan,nosuch", "cp", ",cpu"};
+    const char *bad[] = {"rocm", "cpu,", "vulkan,nosuch", "cp", ",cpu"};
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         struct gpu_cfg cfg = {.backends = bad[i]};
         assert_int_equal(gpu_set_new(&s, &cfg, &e), ST_EINVAL);
@@ -263,17 +263,26 @@ static void test_set(void **state)
     gpu_set_free(NULL);
 }
 
-static struct fix cpu = {.backend = "cpu"}, vulkan = {.backend = "vulkan"};
+static struct fix cpu = {.backend = "cpu"}, vulkan = {.backend = "vulkan"}, cuda = {.backend = "cuda"},
+                  fake = {.backend = "cuda", .library = FAKE_CUDA},
+                  cut = {.backend = "vulkan", .extent = 1 << 20};
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_set), T(test_info, cpu),       T(test_copy, cpu),
-        T(test_two_buffers, cpu),   T(test_bounds, cpu),     T(test_accounting, cpu),
-        T(test_handles, cpu),       T(test_many, cpu),       T(test_measure, cpu),
-        T(test_info, vulkan),       T(test_copy, vulkan),    T(test_two_buffers, vulkan),
-        T(test_bounds, vulkan),     T(test_handles, vulkan), T(test_many, vulkan),
-        T(test_accounting, vulkan), T(test_measure, vulkan), T(test_loss, vulkan),
+        cmocka_unit_test(test_set), T(test_info, cpu),         T(test_copy, cpu),
+        T(test_two_buffers, cpu),   T(test_bounds, cpu),       T(test_accounting, cpu),
+        T(test_handles, cpu),       T(test_many, cpu),         T(test_measure, cpu),
+        T(test_info, vulkan),       T(test_copy, vulkan),      T(test_two_buffers, vulkan),
+        T(test_bounds, vulkan),     T(test_handles, vulkan),   T(test_many, vulkan),
+        T(test_accounting, vulkan), T(test_measure, vulkan),   T(test_loss, vulkan),
+        T(test_info, fake),         T(test_info, cuda),        T(test_copy, fake),
+        T(test_copy, cuda),         T(test_two_buffers, fake), T(test_two_buffers, cuda),
+        T(test_bounds, fake),       T(test_bounds, cuda),      T(test_handles, fake),
+        T(test_handles, cuda),      T(test_many, fake),        T(test_many, cuda),
+        T(test_accounting, fake),   T(test_accounting, cuda),  T(test_measure, fake),
+        T(test_measure, cuda),      T(test_copy, cut),         T(test_two_buffers, cut),
+        T(test_accounting, cut),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -350,7 +350,7 @@ static void test_refused(void **state)
 static void test_between(void **state)
 {
     struct gpu_set *s = NULL;
-    struct gpu_cfg cfg = {.cpu_memory_bytes = 64 * MIB};
+    struct gpu_cfg cfg = {.cpu_memory_bytes = 64 * MIB, .cuda_library = FAKE_CUDA};
     (void)state;
     assert_int_equal(gpu_set_new(&s, &cfg, NULL), ST_OK);
     size_t n = gpu_set_count(s);
@@ -377,7 +377,9 @@ static void test_between(void **state)
     free(out);
 }
 
-static struct fix cpu = {.backend = "cpu"}, vulkan = {.backend = "vulkan"};
+static struct fix cpu = {.backend = "cpu"}, vulkan = {.backend = "vulkan"}, cuda = {.backend = "cuda"},
+                  fake = {.backend = "cuda", .library = FAKE_CUDA},
+                  cut = {.backend = "vulkan", .extent = 1 << 20};
 
 int main(void)
 {
@@ -393,6 +395,19 @@ int main(void)
         T(test_refused, cpu),
         T(test_refused, vulkan),
         cmocka_unit_test(test_between),
+        T(test_fill_copy, cut),
+        T(test_checksum, cut),
+        T(test_fma, cut),
+        T(test_checksum, fake),
+        T(test_fill_copy, fake),
+        T(test_fma, fake),
+        T(test_products, fake),
+        T(test_refused, fake),
+        T(test_checksum, cuda),
+        T(test_fill_copy, cuda),
+        T(test_fma, cuda),
+        T(test_products, cuda),
+        T(test_refused, cuda),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -105,6 +105,9 @@ static void open_room(struct sim *s)
     if (store_open(&s->store, &(struct store_config){.path = s->state}, &e) < 0)
         goto fail;
     c.store = s->store;
+    if (quota_new(&s->quota, rng_system()) < 0)
+        abort();
+    c.quota = s->quota;
     if (jobs_new(&s->jobs, &c) < 0 || jobs_load(s->jobs, &e) < 0 || store_start(s->store, s->port, &e) < 0)
         goto fail;
     return;
@@ -161,6 +164,7 @@ static void close_room(struct sim *s)
     store_close(s->store);
     port_drain(s->port);
     jobs_free(s->jobs);
+    quota_free(s->quota);
     topo_free(s->topo);
 }
 
@@ -487,14 +491,42 @@ static void check_witness(struct sim *s)
     }
 }
 
+/* The ledger knows of every placed byte, and of nothing else. */
+static void check_ledger(struct sim *s, const char *principal, uint64_t used)
+{
+    const struct quota *q = s->quota;
+    uint64_t counted = quota_usage(q, principal, "").committed;
+    if (counted != used)
+        sim_broken(s, "%s holds %llu bytes, the ledger says %llu", principal, (unsigned long long)used,
+                   (unsigned long long)counted);
+    for (unsigned i = 0; i < SIM_NODES; i++) {
+        struct topo_node *t = topo_node(s->topo, s->node[i].name);
+        for (size_t k = 0; t && k < t->ndevices; k++) {
+            uint64_t sum = 0;
+            for (const struct job *j = jobs_first(s->jobs); j; j = j->next)
+                for (size_t l = 0; l < j->nlayers && !job_ended(j->state) && j->state != JOB_QUEUED &&
+                                   !strcmp(j->principal, principal);
+                     l++)
+                    sum += !strcmp(j->layers[l].device, t->devices[k].id) ? j->layers[l].mem : 0;
+            counted = quota_usage(q, principal, t->devices[k].id).committed;
+            if (counted < sum)
+                sim_broken(s, "%s holds %llu bytes on %s, the ledger says %llu", principal,
+                           (unsigned long long)sum, t->devices[k].id, (unsigned long long)counted);
+        }
+    }
+}
+
 static void check_quota(struct sim *s)
 {
     for (unsigned i = 0; i < SIM_PRINCIPALS; i++) {
-        uint64_t used = 0;
+        uint64_t used = 0, placed = 0;
         for (const struct job *j = jobs_first(s->jobs); j; j = j->next)
             for (size_t k = 0; k < j->nlayers && !job_ended(j->state); k++)
-                if (j->layers[k].device[0] && !strcmp(j->principal, s->policy[i].principal))
+                if (j->layers[k].device[0] && !strcmp(j->principal, s->policy[i].principal)) {
                     used += j->layers[k].mem;
+                    placed += j->state != JOB_QUEUED ? j->layers[k].mem : 0;
+                }
+        check_ledger(s, s->policy[i].principal, placed);
         if (s->policy[i].has_quota && used > s->policy[i].quota_bytes)
             sim_broken(s, "%s holds %llu bytes, its quota is %llu", s->policy[i].principal,
                        (unsigned long long)used, (unsigned long long)s->policy[i].quota_bytes);

@@ -63,6 +63,7 @@ struct sim {
     struct store *store;
     struct port *port;
     struct jobs *jobs;
+    struct quota *quota; /* made again with the room */
     struct policy policy[SIM_PRINCIPALS];
     struct sim_node node[SIM_NODES];
     struct sim_call *calls;

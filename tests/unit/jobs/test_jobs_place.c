@@ -107,6 +107,44 @@ static void test_queued_for_quota(void **st)
     assert_true(until_state(s, second, JOB_READY));
 }
 
+static void limit_devices(struct sim *s, uint64_t bytes)
+{
+    for (unsigned i = 0; i < SIM_PRINCIPALS; i++) {
+        s->policy[i].has_device_quota = true;
+        s->policy[i].device_quota_bytes = bytes;
+    }
+}
+
+/* The planner does not know of it: found out when the bytes are claimed. */
+static void test_device_quota(void **st)
+{
+    struct sim *s = *st;
+    struct sim_spec sp = {.model = 1, .principal = 1};
+    struct sim_answer a;
+    for (unsigned i = 1; i < SIM_NODES; i++)
+        sim_node_down(s, i, false);
+    limit_devices(s, 20000);
+    sim_submit(s, &sp, false, &a);
+    wait_for(s, &a);
+    assert_int_equal(a.e.code, ST_ERESOURCE);
+    assert_string_equal(a.e.reason, "QUOTA_EXCEEDED");
+    assert_int_equal(quota_charged(s->quota, s->policy[1].principal, ""), 0);
+    limit_devices(s, 60000);
+    struct job *first = submit(s, &sp);
+    assert_true(until_state(s, first, JOB_READY));
+    uint64_t held = quota_charged(s->quota, s->policy[1].principal, first->layers[0].device);
+    assert_int_equal(held, quota_charged(s->quota, s->policy[1].principal, ""));
+    struct job *second = submit(s, &sp);
+    assert_int_equal(second->state, JOB_QUEUED);
+    assert_string_equal(second->reason_code, "QUOTA");
+    assert_false(quota_has(s->quota, second->id));
+    sim_cancel(s, first->id, &a);
+    wait_for(s, &a);
+    assert_true(until_state(s, second, JOB_READY));
+    assert_false(quota_has(s->quota, first->id));
+    assert_int_equal(held, quota_charged(s->quota, s->policy[1].principal, ""));
+}
+
 static void test_dry_run_changes_nothing(void **st)
 {
     struct sim *s = *st;
@@ -244,6 +282,12 @@ static void test_move_refused(void **st)
     sim_move(s, j->id, "l0", "", j->layers[0].device, &a);
     wait_for(s, &a);
     assert_string_equal(a.e.reason, "ALREADY_THERE");
+    limit_devices(s, 1);
+    sim_move(s, j->id, "l0", "", to, &a);
+    wait_for(s, &a);
+    assert_string_equal(a.e.reason, "QUOTA_EXCEEDED");
+    assert_int_equal(quota_charged(s->quota, j->principal, to), 0);
+    limit_devices(s, UINT64_MAX);
     topo_device(s->topo, to, NULL)->reserved_bytes = 99000;
     sim_move(s, j->id, "l0", "", to, &a);
     wait_for(s, &a);
@@ -379,6 +423,7 @@ static void test_drain(void **st)
     struct job *j = ready_on_one(s);
     unsigned node = (unsigned)(j->layers[0].device[1] - '0');
     uint64_t bytes;
+    limit_devices(s, 1); /* does not keep it there */
     s->node[node].drained = topo_node(s->topo, s->node[node].name)->draining = true;
     jobs_room_changed(s->jobs);
     assert_int_equal(jobs_on_node(s->jobs, s->node[node].name, &bytes), 8);
@@ -387,7 +432,9 @@ static void test_drain(void **st)
     assert_int_equal(jobs_on_node(s->jobs, s->node[node].name, &bytes), 0);
     assert_true(until_state(s, j, JOB_READY));
     assert_false(any_on(j, s->node[node].name));
+    assert_int_equal(quota_charged(s->quota, j->principal, s->node[node].name), 0);
     /* Nothing new comes. */
+    limit_devices(s, UINT64_MAX);
     struct sim_spec sp = {.model = 0};
     struct job *k = submit(s, &sp);
     assert_true(until_state(s, k, JOB_READY));
@@ -402,6 +449,7 @@ int main(void)
         T(test_queue_and_admission),
         T(test_never_fits_is_refused),
         T(test_queued_for_quota),
+        T(test_device_quota),
         T(test_dry_run_changes_nothing),
         T(test_preemption),
         T(test_preemption_where_not_allowed),

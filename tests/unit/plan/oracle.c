@@ -143,8 +143,9 @@ void problem_fini(struct problem *p)
 struct oracle {
     const struct problem *p;
     unsigned on[8];
-    double (*seen)[3];
-    size_t n;
+    const uint32_t *home; /* of oracle_fewest, or NULL */
+    double (*seen)[4];
+    size_t n, cap;
 };
 
 static double hop_s(const struct cluster *c, uint32_t from, uint32_t to, double bytes, double *wire)
@@ -299,10 +300,14 @@ static void assess(struct oracle *o)
     latency += incoming(o, (unsigned)c->ndevices, &slow);
     if (latency == INFINITY || !request_holds(o, bytes, used))
         return;
-    if (o->n == MAX_PLANS)
+    if (o->n == o->cap &&
+        (o->n == MAX_PLANS || !(o->seen = realloc(o->seen, (o->cap = o->cap * 2 + 256) * sizeof *o->seen))))
         abort();
     o->seen[o->n][0] = latency;
     o->seen[o->n][1] = slow;
+    o->seen[o->n][3] = 0;
+    for (size_t i = 0; o->home && i < o->p->m->nlayers; i++)
+        o->seen[o->n][3] += o->on[i] == o->home[i] ? 0 : o->p->m->layers[i].weight_bytes;
     o->seen[o->n++][2] = ratio;
 }
 
@@ -324,7 +329,7 @@ static void every(struct oracle *o, size_t i)
 
 void oracle_run(const struct problem *p, struct truth *t)
 {
-    struct oracle o = {.p = p, .seen = calloc(MAX_PLANS, sizeof *o.seen)};
+    struct oracle o = {.p = p};
     *t = (struct truth){false, INFINITY, INFINITY, INFINITY, INFINITY};
     every(&o, 0);
     for (size_t i = 0; i < o.n; i++) {
@@ -337,4 +342,23 @@ void oracle_run(const struct problem *p, struct truth *t)
         t->balanced = fmin(t->balanced, fmax(fmax(o.seen[i][0] / t->latency, o.seen[i][1] / t->bottleneck),
                                              o.seen[i][2] / t->ratio));
     free(o.seen);
+}
+
+double oracle_fewest(const struct problem *p, const struct truth *t, enum plan_goal g, double limit,
+                     const uint32_t *home)
+{
+    struct oracle o = {.p = p, .home = home};
+    double best = INFINITY;
+    every(&o, 0);
+    for (size_t i = 0; i < o.n; i++) {
+        const double *v = o.seen[i];
+        double x = g == PLAN_LATENCY      ? v[0]
+                   : g == PLAN_THROUGHPUT ? v[1]
+                   : g == PLAN_MEMORY     ? v[2]
+                                      : fmax(fmax(v[0] / t->latency, v[1] / t->bottleneck), v[2] / t->ratio);
+        if (x <= limit)
+            best = fmin(best, v[3]);
+    }
+    free(o.seen);
+    return best;
 }

@@ -26,6 +26,10 @@ struct truth {
 };
 /* Every assignment of layers to devices that is a plan. */
 void oracle_run(const struct problem *p, struct truth *t);
+/* The fewest weight bytes that a plan whose goal's value is at most `limit` has to move, when layer i is at
+ * home[i] (UINT32_MAX = nowhere). INFINITY when there is none. */
+double oracle_fewest(const struct problem *p, const struct truth *t, enum plan_goal g, double limit,
+                     const uint32_t *home);
 
 uint64_t test_rand(uint64_t *state);
 

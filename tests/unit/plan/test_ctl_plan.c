@@ -171,6 +171,60 @@ static void test_usage(void **s)
     free(err);
 }
 
+/* A plan of two devices in the words of others, and what cannot be said. */
+static void test_export_and_others(void **s)
+{
+    struct place *p = *s;
+    char *out, *err;
+    put(p->model,
+        "{\"schema\":\"strata.model.v1\",\"name\":\"w\",\"layers\":["
+        "{\"id\":\"b\",\"type\":\"block\",\"count\":4,\"weight_bytes\":10,\"flops\":1,\"input_bytes\":0,"
+        "\"output_bytes\":0},{\"id\":\"o\",\"type\":\"output\",\"weight_bytes\":10,\"flops\":0,"
+        "\"input_bytes\":0,\"output_bytes\":0}]}");
+    put(p->cluster,
+        "{\"schema\":\"strata.cluster.v1\",\"default_link\":{\"bytes_per_s\":1e9,\"rtt_s\":0},\"devices\":["
+        "{\"id\":\"x/cuda:0\",\"node\":\"x\",\"memory_bytes\":40,\"compute_flops_per_s\":1,"
+        "\"memory_bytes_per_s\":1e9},{\"id\":\"y/cuda:1\",\"node\":\"y\",\"memory_bytes\":40,"
+        "\"compute_flops_per_s\":1,\"memory_bytes_per_s\":1e9}]}");
+    const char *solve[] = {"plan solve", "--cluster",  p->cluster, "--model", p->model,
+                           "--goal",     "throughput", "--json",   NULL};
+    assert_int_equal(run(ctl_plan_solve, &out, &err, solve), 0);
+    put(p->plan, out);
+    free(out);
+    free(err);
+    const char *llama[] = {"plan export", "--to", "llama.cpp", "--model", p->model, p->plan, NULL};
+    assert_int_equal(run(ctl_plan_export, &out, &err, llama), 0);
+    assert_non_null(strstr(out, "--rpc x:50052 -dev RPC0,CUDA1 -sm layer -ngl all -ts 2,3 -fit off"));
+    free(out);
+    free(err);
+    const char *vllm[] = {"plan export", "--to", "vllm", "--model", p->model, p->plan, NULL};
+    assert_int_equal(run(ctl_plan_export, &out, &err, vllm), 0);
+    assert_non_null(strstr(out, "VLLM_PP_LAYER_PARTITION=\"2,2\" vllm serve"));
+    free(out);
+    free(err);
+    const char *accelerate[] = {"plan export", "--to", "accelerate", "--model", p->model, p->plan, NULL};
+    assert_int_equal(run(ctl_plan_export, &out, &err, accelerate), 8); /* two nodes */
+    assert_non_null(strstr(err, "spans nodes"));
+    free(out);
+    free(err);
+    const char *explain[] = {"plan explain", "--cluster", p->cluster, "--model", p->model, p->plan, NULL};
+    assert_int_equal(run(ctl_plan_explain, &out, &err, explain), 0);
+    assert_non_null(strstr(out, "without x/cuda:0: no plan exists"));
+    free(out);
+    free(err);
+    const char *diff[] = {"plan diff", p->plan, p->plan, NULL};
+    assert_int_equal(run(ctl_plan_diff, &out, &err, diff), 0);
+    assert_non_null(strstr(out, "all layers are where they were"));
+    free(out);
+    free(err);
+    const char *replan[] = {"plan replan", "--cluster", p->cluster, "--model",
+                            p->model,      "--from",    p->plan,    NULL};
+    assert_int_equal(run(ctl_plan_replan, &out, &err, replan), 0);
+    assert_non_null(strstr(out, "keep the plan"));
+    free(out);
+    free(err);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -178,6 +232,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_check_finds, setup, teardown),
         cmocka_unit_test_setup_teardown(test_infeasible, setup, teardown),
         cmocka_unit_test_setup_teardown(test_usage, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_export_and_others, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

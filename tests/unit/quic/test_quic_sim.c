@@ -7,125 +7,7 @@
 
 #include <cmocka.h>
 
-#include "tests/support/quicpeer.h"
-#include "tests/support/simlink.h"
-
-enum { SRV = 1, CLI = 2 };
-#define MS NS_PER_MS
-#define SEC NS_PER_S
-
-struct side {
-    struct quic_ep_cfg cfg;
-    struct sim_port *port;
-    struct quic_ep *ep;
-    struct peer app;
-};
-
-struct net {
-    struct sim *sim;
-    struct side s, c;
-};
-
-static struct pki pki;
-static struct tls_ctx *coord, *node;
-static const struct log silent = {.fd = -1};
-
-static int setup(void **state)
-{
-    (void)state;
-    pki_open(&pki);
-    coord = pki_ctx(&pki, TLS_COORDINATOR, NULL);
-    node = pki_ctx(&pki, TLS_NODE, "dione");
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    tls_ctx_unref(coord);
-    tls_ctx_unref(node);
-    pki_close(&pki);
-    return 0;
-}
-
-static void side_start(struct net *n, struct side *d, unsigned host)
-{
-    struct err e = {0};
-    d->port = sim_port_new(n->sim, host, 7433, &d->cfg);
-    if (quic_ep_new(&d->ep, &d->cfg, &e) < 0)
-        fail_msg("%s", e.text);
-    sim_port_attach(d->port, d->ep);
-}
-
-static void side_stop(struct side *d)
-{
-    quic_ep_free(d->ep, 0, "done");
-    sim_port_free(d->port);
-}
-
-static void net_prepare(struct net *n, const struct sim_cfg *cfg)
-{
-    memset(n, 0, sizeof *n);
-    n->sim = sim_new(cfg);
-    n->s.cfg = (struct quic_ep_cfg){
-        .log = &silent, .tls = coord, .accept = true, .accept_ops = &peer_ops, .accept_arg = &n->s.app};
-    n->c.cfg = (struct quic_ep_cfg){.log = &silent, .tls = node};
-    quic_limits_control(&n->s.cfg.limits);
-    quic_limits_control(&n->c.cfg.limits);
-    memset(n->s.cfg.reset_secret, 0x51, 32);
-    memset(n->c.cfg.reset_secret, 0x52, 32);
-}
-
-static void net_start(struct net *n)
-{
-    side_start(n, &n->s, SRV);
-    side_start(n, &n->c, CLI);
-}
-
-static void net_stop(struct net *n)
-{
-    side_stop(&n->c);
-    side_stop(&n->s);
-    sim_free(n->sim);
-}
-
-static int dial_as(struct net *n, enum tls_kind kind, const char *name)
-{
-    struct quic_addr to;
-    struct err e = {0};
-    sim_addr(SRV, 7433, &to);
-    return quic_connect(&n->c.app.conn, n->c.ep, &to, kind, name, &peer_ops, &n->c.app, &e);
-}
-
-static bool both_up(void *arg)
-{
-    struct net *n = arg;
-    return n->c.app.ups && n->s.app.ups;
-}
-
-static bool client_closed(void *arg)
-{
-    return ((struct net *)arg)->c.app.closes > 0;
-}
-
-static bool server_closed(void *arg)
-{
-    return ((struct net *)arg)->s.app.closes > 0;
-}
-
-static bool xfer_closed(void *arg)
-{
-    return ((struct xfer *)arg)->closed;
-}
-
-static void up(struct net *n)
-{
-    assert_int_equal(dial_as(n, TLS_COORDINATOR, NULL), ST_OK);
-    if (!sim_run(n->sim, 5 * SEC, both_up, n))
-        fail_msg("not up: %s", n->c.app.why.reason);
-}
-
-static const struct sim_cfg calm = {.seed = 1, .delay_ns = MS};
+#include "tests/unit/quic/simnet.h"
 
 /* ---- cases ---- */
 
@@ -597,12 +479,12 @@ static void test_foreign_ca(void **state)
     (void)state;
     pki_open_as(&other, "other.example");
     pki_open(&twin);
-    struct tls_ctx *both = pki_ctx_trusting(&pki, TLS_COORDINATOR, NULL, &other);
-    struct tls_ctx *stranger = pki_ctx_trusting(&twin, TLS_NODE, "dione", &pki);
-    struct tls_ctx *abroad = pki_ctx_trusting(&other, TLS_NODE, "dione", &pki);
+    struct tls_ctx *both = pki_ctx_trusting(&simnet_pki, TLS_COORDINATOR, NULL, &other);
+    struct tls_ctx *stranger = pki_ctx_trusting(&twin, TLS_NODE, "dione", &simnet_pki);
+    struct tls_ctx *abroad = pki_ctx_trusting(&other, TLS_NODE, "dione", &simnet_pki);
     struct tls_ctx *foreign = pki_ctx(&other, TLS_NODE, "dione");
-    refused_peer(&n, coord, foreign, 0, "UNKNOWN_CA", "");
-    refused_peer(&n, coord, stranger, 1, "UNKNOWN_CA", "certificate");
+    refused_peer(&n, simnet_coord, foreign, 0, "UNKNOWN_CA", "");
+    refused_peer(&n, simnet_coord, stranger, 1, "UNKNOWN_CA", "certificate");
     refused_peer(&n, both, abroad, 0, "FOREIGN_TRUST_DOMAIN", "");
     tls_ctx_unref(both);
     tls_ctx_unref(abroad);
@@ -721,7 +603,7 @@ static void test_rotation(void **state)
 {
     struct net n;
     struct xfer x = {0};
-    struct tls_ctx *rhea = pki_ctx(&pki, TLS_NODE, "rhea");
+    struct tls_ctx *rhea = pki_ctx(&simnet_pki, TLS_NODE, "rhea");
     (void)state;
     net_prepare(&n, &calm);
     net_start(&n);
@@ -795,5 +677,5 @@ int main(void)
         cmocka_unit_test(test_rotation),
         cmocka_unit_test(test_garbage),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, simnet_setup, simnet_teardown);
 }

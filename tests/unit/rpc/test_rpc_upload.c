@@ -289,13 +289,39 @@ static void test_goes_wrong(void **state)
     stop(&k);
 }
 
+/* An upload that waits for a stream: its bytes are asked for when it has one, an end without bytes is kept.
+ */
+static void test_waits(void **state)
+{
+    enum { AT_ONCE = 16 }; /* streams of a bulk endpoint */
+    struct sink k;
+    struct source s[AT_ONCE] = {{0}}, late = {.size = MIB}, empty = {0};
+    (void)state;
+    start(&k);
+    for (int i = 0; i < AT_ONCE; i++) {
+        s[i].end = true; /* nothing comes of it, not even an end */
+        put(&k, &s[i], "plain", 60 * NS_PER_S);
+    }
+    put(&k, &late, "plain", 60 * NS_PER_S);
+    put(&k, &empty, "plain", 60 * NS_PER_S);
+    assert_int_equal(late.again, 1);
+    assert_true(empty.end);
+    rpc_cancel(s[0].call);
+    UNTIL(&k.w, late.done);
+    assert_int_equal(late.st.code, 0);
+    assert_true(!k.bad && k.got == MIB);
+    k.got = 0;
+    UNTIL(&k.w, empty.done);
+    assert_int_equal(empty.st.code, 0);
+    stop(&k);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_sizes),
-        cmocka_unit_test(test_pauses),
-        cmocka_unit_test(test_back_pressure),
-        cmocka_unit_test(test_goes_wrong),
+        cmocka_unit_test(test_sizes),         cmocka_unit_test(test_pauses),
+        cmocka_unit_test(test_back_pressure), cmocka_unit_test(test_goes_wrong),
+        cmocka_unit_test(test_waits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -496,6 +496,65 @@ static void test_between_nodes(void **st)
     free(p);
 }
 
+static void test_kernels_and_sensors(void **st)
+{
+    struct fix *f = *st;
+    uint8_t h[16], *p = malloc(MIB);
+    struct ticket t = user_ticket(&f->alice, 0, 8 * MIB);
+    struct link *l = link_session(&f->alice, 0, &t);
+    ProtobufCBinaryData b = mem_alloc(l, MIB, h);
+    Strata__V1__Span s = STRATA__V1__SPAN__INIT, *sp = &s;
+    Strata__V1__ExecuteRequest q = STRATA__V1__EXECUTE_REQUEST__INIT;
+    uint64_t word = 0xa1b2c3d4u;
+    struct reply r;
+    s.handle = b;
+    s.offset = 4096;
+    s.bytes = 8192;
+    q.device = (char *)"cpu:0";
+    q.kernel = (char *)"fill";
+    q.spans = &sp;
+    q.n_spans = 1;
+    q.scalars = &word;
+    q.n_scalars = 1;
+    expect_ask(l, "Compute.Execute", &q.base, 0, "", NULL);
+    Strata__V1__SynchronizeRequest yq = STRATA__V1__SYNCHRONIZE_REQUEST__INIT;
+    yq.device = (char *)"cpu:0";
+    expect_ask(l, "Compute.Synchronize", &yq.base, 0, "", NULL);
+    memset(p, 0, MIB);
+    for (unsigned i = 0; i < 2048; i++)
+        memcpy(p + 4096 + 4 * i, &(uint32_t){0xa1b2c3d4u}, 4);
+    mem_check(l, b, 0, p, MIB);
+    q.kernel = (char *)"checksum";
+    q.n_scalars = 0;
+    uint64_t sum[2];
+    for (unsigned i = 0; i < 2; i++) {
+        expect_ask(l, "Compute.Execute", &q.base, 0, "", &r);
+        sum[i] = ((Strata__V1__ExecuteReply *)r.msg)->value;
+        reply_free(&r);
+        s.offset = 0;
+    }
+    assert_true(sum[0] != 0 && sum[0] != sum[1]);
+    q.kernel = (char *)"nonsense";
+    expect_ask(l, "Compute.Execute", &q.base, 5, "", NULL);
+    Strata__V1__MonitorRequest mq = STRATA__V1__MONITOR_REQUEST__INIT;
+    mq.device = (char *)"cpu:0";
+    expect_ask(l, "Monitor.Memory", &mq.base, 0, "", &r);
+    const Strata__V1__MemoryReading *m = (Strata__V1__MemoryReading *)r.msg;
+    assert_true(m->session_bytes == MIB && m->total_bytes == 512ull * MIB &&
+                m->available_bytes < m->total_bytes);
+    reply_free(&r);
+    static const char *const sensors[] = {"Monitor.Temperature", "Monitor.Power", "Monitor.Clock"};
+    for (unsigned i = 0; i < 3; i++) {
+        expect_ask(l, sensors[i], &mq.base, 0, "", &r);
+        const Strata__V1__SensorReading *v = (Strata__V1__SensorReading *)r.msg;
+        assert_true(v->valid || (v->value == 0 && v->age_ns == 0)); /* absent is absent */
+        reply_free(&r);
+    }
+    link_close(l);
+    WAIT(&f->w, sessions_count(room(0)) == 0);
+    free(p);
+}
+
 static void nothing(void *arg, int rc, const struct err *e)
 {
     (void)e;
@@ -553,6 +612,7 @@ int main(void)
         cmocka_unit_test(test_quota_holds_at_once),
         cmocka_unit_test(test_shares_worker_with_layers),
         cmocka_unit_test(test_between_nodes),
+        cmocka_unit_test(test_kernels_and_sensors),
         cmocka_unit_test(test_device_corrupts_copy),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -185,6 +185,11 @@ static void test_permissions(void **st)
     Strata__V1__CopyFromRequest from = STRATA__V1__COPY_FROM_REQUEST__INIT;
     Strata__V1__CopyBetweenRequest between = STRATA__V1__COPY_BETWEEN_REQUEST__INIT;
     Strata__V1__OfferRequest offer = STRATA__V1__OFFER_REQUEST__INIT;
+    Strata__V1__ExecuteRequest exec = STRATA__V1__EXECUTE_REQUEST__INIT;
+    Strata__V1__SynchronizeRequest sync = STRATA__V1__SYNCHRONIZE_REQUEST__INIT;
+    Strata__V1__MonitorRequest mon = STRATA__V1__MONITOR_REQUEST__INIT;
+    exec.device = sync.device = mon.device = (char *)"cpu:0";
+    exec.kernel = (char *)"fill";
     info.device = lease.device = release.device = alloc.device = (char *)"cpu:0";
     alloc.bytes = 1;
     dealloc.handle = to.handle = from.handle = between.to = between.from = offer.handle =
@@ -200,6 +205,12 @@ static void test_permissions(void **st)
         {"Memory.CopyFromDevice", RPC_BULK, &from.base, PERM_MEMORY_COPY_FROM_DEVICE},
         {"Memory.CopyDeviceToDevice", 0, &between.base, PERM_MEMORY_COPY_DEVICE_TO_DEVICE},
         {"Memory.Offer", 0, &offer.base, PERM_MEMORY_COPY_DEVICE_TO_DEVICE},
+        {"Compute.Execute", 0, &exec.base, PERM_COMPUTE_EXECUTE},
+        {"Compute.Synchronize", 0, &sync.base, PERM_COMPUTE_SYNCHRONIZE},
+        {"Monitor.Memory", 0, &mon.base, PERM_MONITOR_MEMORY},
+        {"Monitor.Temperature", 0, &mon.base, PERM_MONITOR_TEMPERATURE},
+        {"Monitor.Power", 0, &mon.base, PERM_MONITOR_POWER},
+        {"Monitor.Clock", 0, &mon.base, PERM_MONITOR_CLOCK},
     };
     size_t n = sizeof acts / sizeof *acts;
     for (unsigned p = 0; p < PERM_ADMIN; p++) {
@@ -259,8 +270,28 @@ static void test_foreign_handles(void **st)
         assert_int_equal(down.got, 0);
         reply_free(&down);
     }
+    /* As an argument of a kernel; and code of one's own, which this node does not run. */
+    Strata__V1__Span s = STRATA__V1__SPAN__INIT, *sp = &s;
+    Strata__V1__ExecuteRequest xq = STRATA__V1__EXECUTE_REQUEST__INIT;
+    uint64_t word = 0;
+    xq.device = (char *)"cpu:0";
+    xq.kernel = (char *)"fill";
+    xq.spans = &sp;
+    xq.scalars = &word;
+    xq.n_spans = xq.n_scalars = 1;
+    s.bytes = 4096;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        s.handle = bad[i];
+        expect_ask(b, "Compute.Execute", &xq.base, 5, "NO_HANDLE", NULL);
+    }
+    s.handle = own;
+    s.offset = UINT64_MAX - 100;
+    expect_ask(b, "Compute.Execute", &xq.base, 3, "OUT_OF_BOUNDS", NULL);
+    s.offset = 0;
+    xq.code = (ProtobufCBinaryData){16, junk};
+    expect_ask(b, "Compute.Execute", &xq.base, 7, "USER_KERNELS_OFF", NULL);
     mem_check(a, m, 0, p, MIB);
-    WAIT(&f->w, f->foreign >= before + 6);
+    WAIT(&f->w, f->foreign >= before + 7);
     link_close(b);
     link_close(a);
     nobody();

@@ -1,0 +1,307 @@
+/* strata cert: what is valid until when, and changing it. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/clock.h"
+#include "common/base/fs.h"
+#include "common/base/str.h"
+#include "common/tls/tls.h"
+#include "coordinator/ctl/ctl.h"
+#include "strata/v1/certs.pb-c.h"
+
+static int ask(struct ctl *c, const char *method, const ProtobufCMessage *q, ProtobufCMessage **m)
+{
+    struct strata_error e = {0};
+    int x = ctl_connect(c);
+    if (x)
+        return x;
+    if (strata_client_call(c->client, &strata__v1__certs__descriptor, method, q, c->timeout_ns, NULL, m, &e) <
+        0)
+        return ctl_client_fail(c, &e);
+    return 0;
+}
+
+static json_t *cert_json(const Strata__V1__Certificate *k)
+{
+    char from[28], to[28];
+    clock_rfc3339(k->not_before_us, from);
+    clock_rfc3339(k->not_after_us, to);
+    return json_pack("{s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:b,s:b}", "principal", k->principal, "serial", k->serial,
+                     "spki", k->spki, "not_before", from, "not_after", to, "issuer", k->issuer, "pool",
+                     k->pool, "connected", (int)k->connected, "trusts_new_ca", (int)k->trusts_new_ca);
+}
+
+static json_t *status_json(const Strata__V1__CertStatusReply *r)
+{
+    json_t *certs = json_array(), *gone = json_array(), *pins = json_array();
+    char end[28], spki[65] = "", hex[65];
+    clock_rfc3339(r->ca_not_after_us, end);
+    if (r->ca_spki.len == 32)
+        hex_encode(spki, r->ca_spki.data, 32);
+    for (size_t i = 0; i < r->n_certificates; i++)
+        json_array_append_new(certs, cert_json(r->certificates[i]));
+    for (size_t i = 0; i < r->n_revoked; i++) {
+        char at[28];
+        clock_rfc3339(r->revoked[i]->at_us, at);
+        json_array_append_new(gone, json_pack("{s:s,s:s,s:s,s:s,s:s}", "kind", r->revoked[i]->kind, "value",
+                                              r->revoked[i]->value, "reason", r->revoked[i]->reason, "by",
+                                              r->revoked[i]->by, "at", at));
+    }
+    for (size_t i = 0; i < r->n_pins; i++) {
+        if (r->pins[i]->sha256.len != 32)
+            continue;
+        hex_encode(hex, r->pins[i]->sha256.data, 32);
+        json_array_append_new(pins, json_pack("{s:s,s:s,s:s}", "subject", r->pins[i]->subject, "sha256", hex,
+                                              "by", r->pins[i]->by));
+    }
+    return json_pack("{s:o,s:b,s:s,s:s,s:o,s:b,s:o,s:o,s:o}", "coordinator", cert_json(r->self), "own_ca",
+                     (int)r->own_ca, "ca_serial", r->ca_serial, "ca_spki", spki, "ca_not_after",
+                     r->own_ca ? json_string(end) : json_null(), "rotating", (int)r->rotating, "certificates",
+                     certs, "revoked", gone, "pins", pins);
+}
+
+static void cert_row(struct table *t, const Strata__V1__Certificate *k, int64_t now)
+{
+    char left[16], to[28];
+    clock_rfc3339(k->not_after_us, to);
+    fmt_seconds(left, (double)(k->not_after_us - now) / 1e6);
+    table_cell(t, "%s", k->principal);
+    table_cell(t, "%s", k->connected ? "yes" : "no");
+    table_cell(t, "%.19sZ", to);
+    table_cell(t, "%s", k->not_after_us > now ? left : "expired");
+    table_cell(t, "%s", k->pool[0] ? k->pool : "-");
+    table_cell(t, "%s", k->serial);
+}
+
+static void status_print(const Strata__V1__CertStatusReply *r)
+{
+    static const char *const col[] = {"IDENTITY", "LIVE", "ENDS", "LEFT>", "POOL", "SERIAL"};
+    int64_t now = clock_wall_us(clock_system());
+    char end[28], hex[65];
+    struct table *t = table_new(col, 6);
+    cert_row(t, r->self, now);
+    for (size_t i = 0; i < r->n_certificates; i++)
+        cert_row(t, r->certificates[i], now);
+    table_print(t, stdout);
+    table_free(t);
+    clock_rfc3339(r->ca_not_after_us, end);
+    if (r->own_ca)
+        printf("\nCA %s until %.10s%s\n", r->ca_serial, end,
+               r->rotating ? ", rotating: end it with strata cert rotate-ca --end" : "");
+    else
+        puts("\ncertificates come from another CA");
+    for (size_t i = 0; i < r->n_revoked; i++)
+        printf("revoked %s %s by %s%s%s\n", r->revoked[i]->kind, r->revoked[i]->value, r->revoked[i]->by,
+               r->revoked[i]->reason[0] ? ": " : "", r->revoked[i]->reason);
+    for (size_t i = 0; i < r->n_pins; i++)
+        if (r->pins[i]->sha256.len == 32) {
+            hex_encode(hex, r->pins[i]->sha256.data, 32);
+            printf("pinned  %s sha256:%s\n", r->pins[i]->subject, hex);
+        }
+}
+
+int ctl_cert_status(struct ctl *c, int argc, char **argv)
+{
+    Strata__V1__CertStatusRequest q = STRATA__V1__CERT_STATUS_REQUEST__INIT;
+    ProtobufCMessage *m;
+    if (ctl_parse(argc, argv, NULL, 0) != 0)
+        return ctl_usage("cert status takes nothing");
+    int x = ask(c, "Status", &q.base, &m);
+    if (x)
+        return x;
+    const Strata__V1__CertStatusReply *r = (const Strata__V1__CertStatusReply *)m;
+    if (c->json)
+        x = ctl_print_json("strata.cert.v1", status_json(r));
+    else
+        status_print(r);
+    protobuf_c_message_free_unpacked(m, NULL);
+    return x;
+}
+
+/* ---- renew ---- */
+
+static int renew_files(struct ctl *c, char spiffe[256], struct buf *csr, struct err *e)
+{
+    char key[1024], crt[1024];
+    struct buf pem = {0};
+    struct tls_identity id;
+    if (fs_join(key, sizeof key, c->dir, "client.key") < 0 ||
+        fs_join(crt, sizeof crt, c->dir, "client.crt") < 0)
+        return err_set(e, ST_ELIMIT, "path too long: %s", c->dir);
+    int rc = fs_read(crt, 256u << 10, &pem, e);
+    if (rc == ST_OK && (rc = tls_cert_read(pem.data, pem.len, &id, e)) == ST_OK) {
+        str_copy(spiffe, 256, id.spiffe);
+        rc = tls_csr_make(key, id.spiffe, csr, e);
+    }
+    buf_fini(&pem);
+    return rc;
+}
+
+static int take_renewal(struct ctl *c, const Strata__V1__RenewReply *r, struct err *e)
+{
+    char ca[1024], crt[1024];
+    int rc;
+    if (fs_join(ca, sizeof ca, c->dir, "ca.crt") < 0 || fs_join(crt, sizeof crt, c->dir, "client.crt") < 0)
+        return err_set(e, ST_ELIMIT, "path too long: %s", c->dir);
+    /* The bundle first: it has all that the old certificate needs as well. */
+    if (r->ca.len && (rc = fs_write_atomic(ca, r->ca.data, r->ca.len, 0644, e)) < 0)
+        return rc;
+    return fs_write_atomic(crt, r->certificate.data, r->certificate.len, 0644, e);
+}
+
+int ctl_cert_renew(struct ctl *c, int argc, char **argv)
+{
+    Strata__V1__RenewRequest q = STRATA__V1__RENEW_REQUEST__INIT;
+    ProtobufCMessage *m;
+    struct buf csr = {0};
+    struct err e = {0};
+    char spiffe[256], end[28];
+    if (ctl_parse(argc, argv, NULL, 0) != 0)
+        return ctl_usage("cert renew takes nothing; strata cert rotate is for nodes");
+    int rc = renew_files(c, spiffe, &csr, &e);
+    q.csr = (ProtobufCBinaryData){csr.len, csr.data};
+    int x = rc < 0 ? ctl_fail(c, &e) : ask(c, "Renew", &q.base, &m);
+    buf_fini(&csr);
+    if (x)
+        return x;
+    const Strata__V1__RenewReply *r = (const Strata__V1__RenewReply *)m;
+    clock_rfc3339(r->expires_us, end);
+    if (take_renewal(c, r, &e) < 0)
+        x = ctl_fail(c, &e);
+    else if (c->json)
+        x = ctl_print_json("strata.renew.v1", json_pack("{s:s,s:s}", "identity", spiffe, "expires", end));
+    else
+        printf("%s until %.19sZ\n", spiffe, end);
+    protobuf_c_message_free_unpacked(m, NULL);
+    return x;
+}
+
+/* ---- rotate ---- */
+
+static int rotate(struct ctl *c, const Strata__V1__RotateRequest *q, const char *said)
+{
+    ProtobufCMessage *m;
+    int x = ask(c, "Rotate", &q->base, &m);
+    if (x)
+        return x;
+    const Strata__V1__RotateReply *r = (const Strata__V1__RotateReply *)m;
+    json_t *cut = json_array();
+    for (size_t i = 0; i < r->n_cut_off; i++)
+        json_array_append_new(cut, json_pack("{s:s,s:s}", "principal", r->cut_off[i]->principal, "reason",
+                                             r->cut_off[i]->reason));
+    if (c->json) {
+        x = ctl_print_json("strata.rotate.v1",
+                           json_pack("{s:s,s:b,s:s,s:i,s:O}", "what", q->what, "dry_run", (int)q->dry_run,
+                                     "ca_serial", r->serial, "told", (int)r->told, "cut_off", cut));
+    } else {
+        for (size_t i = 0; i < r->n_cut_off; i++)
+            printf("%s would be cut off: %s\n", r->cut_off[i]->principal, r->cut_off[i]->reason);
+        if (q->dry_run)
+            printf("%zu would be cut off if the old CA were dropped now\n", r->n_cut_off);
+        else
+            printf("%s; %u nodes were told\n", said, r->told);
+    }
+    json_decref(cut);
+    protobuf_c_message_free_unpacked(m, NULL);
+    return x;
+}
+
+int ctl_cert_rotate(struct ctl *c, int argc, char **argv)
+{
+    const char *node = NULL;
+    bool coordinator = false, ticket = false, fresh = false, all = false;
+    const struct ctl_opt opts[] = {{.name = "node", .value = &node},
+                                   {.name = "all", .flag = &all},
+                                   {.name = "coordinator", .flag = &coordinator},
+                                   {.name = "ticket-key", .flag = &ticket},
+                                   {.name = "new-key", .flag = &fresh}};
+    Strata__V1__RotateRequest q = STRATA__V1__ROTATE_REQUEST__INIT;
+    char principal[80] = "";
+    if (ctl_parse(argc, argv, opts, 5) != 0 || (node != NULL) + all + coordinator + ticket != 1)
+        return ctl_usage("cert rotate --node NAME|--all [--new-key], or --coordinator, or --ticket-key");
+    if (node)
+        snprintf(principal, sizeof principal, "node/%.70s", node);
+    q.what = (char *)(coordinator ? "coordinator" : ticket ? "ticket" : "leaf");
+    q.principal = principal;
+    q.fresh_key = fresh;
+    return rotate(c, &q, "rotated");
+}
+
+int ctl_cert_rotate_ca(struct ctl *c, int argc, char **argv)
+{
+    bool dry = false, end = false, force = false;
+    const struct ctl_opt opts[] = {
+        {.name = "dry-run", .flag = &dry}, {.name = "end", .flag = &end}, {.name = "force", .flag = &force}};
+    Strata__V1__RotateRequest q = STRATA__V1__ROTATE_REQUEST__INIT;
+    if (ctl_parse(argc, argv, opts, 3) != 0)
+        return ctl_usage("cert rotate-ca [--dry-run], then cert rotate-ca --end [--dry-run|--force]");
+    q.what = (char *)(end ? "ca-end" : "ca");
+    q.dry_run = dry;
+    q.force = force;
+    return rotate(
+        c, &q,
+        end ? "the old CA is no longer trusted"
+            : "a new CA signs from now on and both are trusted; when all have renewed: cert rotate-ca --end");
+}
+
+/* ---- revoke, pin ---- */
+
+int ctl_cert_revoke(struct ctl *c, int argc, char **argv)
+{
+    const char *serial = NULL, *identity = NULL, *key = NULL, *reason = NULL;
+    bool restore = false;
+    const struct ctl_opt opts[] = {{.name = "serial", .value = &serial},
+                                   {.name = "identity", .value = &identity},
+                                   {.name = "key", .value = &key},
+                                   {.name = "reason", .value = &reason},
+                                   {.name = "restore", .flag = &restore}};
+    Strata__V1__RevokeRequest q = STRATA__V1__REVOKE_REQUEST__INIT;
+    ProtobufCMessage *m;
+    if (ctl_parse(argc, argv, opts, 5) != 0 || !serial + !identity + !key != 2)
+        return ctl_usage(
+            "cert revoke --serial HEX | --identity node/NAME | --key sha256:HEX [--reason TEXT] [--restore]");
+    q.kind = (char *)(serial ? "serial" : identity ? "identity" : "key");
+    q.value = (char *)(serial ? serial : identity ? identity : key);
+    q.reason = (char *)(reason ? reason : "");
+    q.restore = restore;
+    int x = ask(c, "Revoke", &q.base, &m);
+    if (x)
+        return x;
+    const Strata__V1__RevokeReply *r = (const Strata__V1__RevokeReply *)m;
+    if (c->json)
+        x = ctl_print_json("strata.revoke.v1",
+                           json_pack("{s:s,s:s,s:b,s:i,s:i}", "kind", q.kind, "value", q.value, "restored",
+                                     (int)restore, "closed", (int)r->closed, "told", (int)r->told));
+    else
+        printf("%s %s is %s; %u live connections closed, %u nodes told\n", q.kind, q.value,
+               restore ? "good again" : "revoked", r->closed, r->told);
+    protobuf_c_message_free_unpacked(m, NULL);
+    return x;
+}
+
+int ctl_cert_pin(struct ctl *c, int argc, char **argv)
+{
+    bool removal = false;
+    const struct ctl_opt opts[] = {{.name = "remove", .flag = &removal}};
+    Strata__V1__PinRequest q = STRATA__V1__PIN_REQUEST__INIT;
+    ProtobufCMessage *m;
+    if (ctl_parse(argc, argv, opts, 1) != 2)
+        return ctl_usage(
+            "cert pin SUBJECT SHA256 [--remove]; SUBJECT: coordinator, node/NAME, user/NAME, pool/NAME");
+    q.subject = argv[0];
+    q.sha256 = argv[1];
+    q.remove = removal;
+    int x = ask(c, "Pin", &q.base, &m);
+    if (x)
+        return x;
+    const Strata__V1__PinReply *r = (const Strata__V1__PinReply *)m;
+    if (c->json)
+        x = ctl_print_json("strata.pin.v1",
+                           json_pack("{s:s,s:s,s:b,s:i}", "subject", argv[0], "sha256", argv[1], "removed",
+                                     (int)removal, "closed", (int)r->closed));
+    else
+        printf("%s %s; %u live connections closed\n", argv[0],
+               removal ? "is no longer pinned to it" : "is pinned to it", r->closed);
+    protobuf_c_message_free_unpacked(m, NULL);
+    return x;
+}
