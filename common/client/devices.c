@@ -435,7 +435,7 @@ int strata_devices_call(struct strata_devices *d, const ProtobufCServiceDescript
 int strata_devices_alloc(struct strata_devices *d, const char *device, uint64_t bytes,
                          uint8_t handle[STRATA_HANDLE_LEN], struct strata_error *se)
 {
-    ProtobufCMessage *m;
+    ProtobufCMessage *m = NULL;
     Strata__V1__AllocateRequest q = STRATA__V1__ALLOCATE_REQUEST__INIT;
     struct err e;
     q.device = (char *)device;

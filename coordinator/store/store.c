@@ -47,6 +47,10 @@ static const char *const schema_steps[] = {
     "NULL,"
     " opened_us INTEGER NOT NULL, expires_us INTEGER NOT NULL, generation INTEGER NOT NULL) STRICT, WITHOUT "
     "ROWID;",
+    /* 2 → 3: tokens, certificates, revocations, pins */
+    ("CREATE TABLE trust(kind TEXT NOT NULL, id TEXT NOT NULL, doc BLOB NOT NULL, updated_us INTEGER NOT "
+     "NULL,"
+     " PRIMARY KEY(kind, id)) STRICT, WITHOUT ROWID;"),
 };
 
 const struct db_kind store_db_kind = {
