@@ -8,7 +8,7 @@ apt_packages="build-essential clang clang-format ninja-build cmake pkg-config gi
   libevent-dev protobuf-compiler protobuf-c-compiler libprotobuf-c-dev libsqlite3-dev libcmocka-dev
   libvulkan-dev libvulkan-volk-dev glslc spirv-tools mesa-vulkan-drivers vulkan-validationlayers
   libcyaml-dev libyaml-dev libjansson-dev libncurses-dev zlib1g-dev libzstd-dev
-  libclang-rt-dev llvm valgrind gcovr iproute2 sqlite3 python3 bc"
+  libclang-rt-dev llvm valgrind gcovr iproute2 sqlite3 python3 python3-cryptography openssl bc"
 
 say() { printf '%s\n' "setup: $*" >&2; }
 die() { printf '%s\n' "setup: $*" >&2; exit 1; }

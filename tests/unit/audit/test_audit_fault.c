@@ -124,7 +124,7 @@ static void syncs(void **state)
 
 static void allocations(void **state)
 {
-    all_of(*state, FAULT_ALLOC, NULL, 400, 1);
+    all_of(*state, FAULT_ALLOC, NULL, 150, 1);
 }
 
 static void a_disk_that_stays_full_for_a_while(void **state)

@@ -202,10 +202,11 @@ static void test_measure(void **state)
     struct err e = {0};
     assert_int_equal(gpu_measure(g, &r, &e), ST_OK);
     assert_true(r.memory_bytes_per_s > 1e7 && r.memory_bytes_per_s < 1e14);
-    if (strcmp(f->backend, "cpu") == 0 || r.compute_flops_per_s != 0) /* without glslc Vulkan has no kernel */
-        assert_true(r.compute_flops_per_s > 1e7 && r.compute_flops_per_s < 1e16);
     print_message("%s: memory %.3g B/s, compute %.3g flop/s\n", f->backend, r.memory_bytes_per_s,
                   r.compute_flops_per_s);
+    if (strcmp(f->backend, "cpu") == 0 || r.compute_flops_per_s != 0) /* without glslc Vulkan has no kernel */
+        /* How fast a fake driver is says nothing. */
+        assert_true(r.compute_flops_per_s > 1e7 && (f->library || r.compute_flops_per_s < 1e16));
     gpu_usage(g, &u);
     assert_int_equal(u.allocated_bytes, 0);
     gpu_limit(g, 40 * MIB);
