@@ -2,6 +2,15 @@
 #ifndef TESTS_JOBS_CASES_H
 #define TESTS_JOBS_CASES_H
 
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
 #include "tests/unit/jobs/sim.h"
 
 static inline int setup(void **st)

@@ -16,6 +16,9 @@
 
 #include "agent/worker/worker.h"
 
+#ifndef WORKER_PROGRAM
+#define WORKER_PROGRAM "strata-worker" /* the build says where it lies */
+#endif
 #define MIB (1u << 20)
 
 struct seen { /* what one operation came to */
