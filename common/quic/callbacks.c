@@ -119,7 +119,8 @@ static int cb_datagram(ngtcp2_conn *nc, uint32_t flags, const uint8_t *p, size_t
         return 0;
     d->n = n;
     d->rx_ns = clock_ns(c->ep->clock);
-    memcpy(d->p, p, n);
+    if (n) /* ngtcp2 gives an empty one no address */
+        memcpy(d->p, p, n);
     STAILQ_INSERT_TAIL(&c->drx, d, e);
     c->ndrx++;
     quic_ep_dirty(c);
