@@ -173,13 +173,10 @@ static struct rpc_table *make_table(struct served *v)
     static const ProtobufCServiceDescriptor *const svc[] = {&strata__v1__jobs__descriptor,
                                                             &strata__v1__layer_source__descriptor};
     static const struct rpc_method m[] = {
-        {"strata.v1.Jobs", "Submit", 0, on_other},
-        {"strata.v1.Jobs", "List", 0, on_other},
-        {"strata.v1.Jobs", "Get", 0, on_get},
-        {"strata.v1.Jobs", "Watch", RPC_SERVER_STREAM, on_watch},
-        {"strata.v1.Jobs", "Cancel", 0, on_other},
-        {"strata.v1.Jobs", "Verify", 0, on_other},
-        {"strata.v1.LayerSource", "Fetch", RPC_BULK, on_fetch},
+        {"strata.v1.Jobs", "Submit", 0, on_other}, {"strata.v1.Jobs", "List", 0, on_other},
+        {"strata.v1.Jobs", "Get", 0, on_get},      {"strata.v1.Jobs", "Watch", RPC_SERVER_STREAM, on_watch},
+        {"strata.v1.Jobs", "Cancel", 0, on_other}, {"strata.v1.Jobs", "Move", 0, on_other},
+        {"strata.v1.Jobs", "Verify", 0, on_other}, {"strata.v1.LayerSource", "Fetch", RPC_BULK, on_fetch},
     };
     struct rpc_table *t;
     struct err e = {0};

@@ -103,14 +103,15 @@ static void start(struct sink *k)
 {
     static const ProtobufCServiceDescriptor *const svc[] = {&strata__v1__jobs__descriptor};
     static const struct rpc_method m[] = {
-        {"strata.v1.Jobs", "Submit", 0, on_other}, {"strata.v1.Jobs", "List", 0, on_other},
-        {"strata.v1.Jobs", "Get", 0, on_other},    {"strata.v1.Jobs", "Watch", 0, on_other},
-        {"strata.v1.Jobs", "Cancel", 0, on_other}, {"strata.v1.Jobs", "Verify", RPC_UPLOAD, on_put},
+        {"strata.v1.Jobs", "Submit", 0, on_other},        {"strata.v1.Jobs", "List", 0, on_other},
+        {"strata.v1.Jobs", "Get", 0, on_other},           {"strata.v1.Jobs", "Watch", 0, on_other},
+        {"strata.v1.Jobs", "Cancel", 0, on_other},        {"strata.v1.Jobs", "Move", 0, on_other},
+        {"strata.v1.Jobs", "Verify", RPC_UPLOAD, on_put},
     };
     struct err e;
     *k = (struct sink){0};
     world_start(&k->w, true);
-    assert_int_equal(rpc_table_new(&k->table, svc, 1, m, 6, k, &e), ST_OK);
+    assert_int_equal(rpc_table_new(&k->table, svc, 1, m, sizeof m / sizeof *m, k, &e), ST_OK);
     k->w.s->cfg.table = k->table;
 }
 
