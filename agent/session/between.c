@@ -50,9 +50,7 @@ static void finish(struct between *c, int rc, const struct err *e)
     session_audit(c->w.s, c->w.type, rc < 0 ? EVENT_FAILURE : EVENT_SUCCESS, c->from->device, &m,
                   rc < 0 ? e->text : NULL);
     if (rc < 0) {
-        struct err mine = *e;
-        mine.code = rc;
-        work_fail(&c->w, &mine);
+        work_fail(&c->w, rc, e);
     } else if (c->w.call) {
         Strata__V1__Copied r = STRATA__V1__COPIED__INIT;
         r.bytes = c->total;

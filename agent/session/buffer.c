@@ -177,10 +177,9 @@ static void allocated(void *arg, int rc, const struct err *e, uint64_t memory)
             struct event_meta m = {0};
             event_meta_u64(&m, "bytes", b->bytes);
             session_audit(s, EV_MEMORY_ALLOCATE, EVENT_FAILURE, b->device, &m, e->text);
-            mine.code = rc;
             if (rc == ST_ERESOURCE && !mine.reason[0])
                 str_copy(mine.reason, sizeof mine.reason, "DEVICE_FULL");
-            work_fail(&a->w, &mine);
+            work_fail(&a->w, rc, &mine);
         }
         buffer_release(b); /* nobody knows its handle */
     }
@@ -223,7 +222,7 @@ void buffer_allocate(struct session *s, struct rpc_call *call, const char *devic
     session_changed(s->owner, false);
     rc = tenant_alloc(s->tenant, device, bytes, allocated, a, &e);
     if (rc < 0) {
-        work_fail(&a->w, &e);
+        work_fail(&a->w, rc, &e);
         work_end(&a->w);
         free(a);
         buffer_gone(b);
@@ -244,7 +243,6 @@ static void deallocated(void *arg, int rc, const struct err *e)
 {
     struct freeing *f = arg;
     struct buffer *b = f->b;
-    struct err mine = *e;
     if (f->w.call && rc == ST_OK) {
         Strata__V1__Buffer r = STRATA__V1__BUFFER__INIT;
         struct event_meta m = {0};
@@ -258,9 +256,8 @@ static void deallocated(void *arg, int rc, const struct err *e)
         r.bytes = b->bytes;
         rpc_reply(f->w.call, &r.base);
         f->w.call = NULL;
-    } else if (f->w.call) {
-        mine.code = rc;
-        work_fail(&f->w, &mine);
+    } else {
+        work_fail(&f->w, rc, e);
     }
     buffer_gone(b);
     work_end(&f->w);
@@ -288,7 +285,7 @@ void buffer_deallocate(struct session *s, struct rpc_call *call, struct buffer *
     b->releasing = true;
     rc = tenant_release(s->tenant, b->memory, deallocated, f, &e);
     if (rc < 0) { /* a dead worker: the session ends, and this with it */
-        work_fail(&f->w, &e);
+        work_fail(&f->w, rc, &e);
         work_end(&f->w);
         free(f);
         b->releasing = false;

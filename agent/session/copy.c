@@ -62,22 +62,12 @@ static void stop(struct work *w)
     leave(k);
 }
 
-static void tell(struct sink *k, int result, const char *error)
-{
-    struct event_meta m = {0};
-    event_meta_u64(&m, "bytes", k->total);
-    event_meta_u64(&m, "us", work_us(&k->w));
-    session_audit(k->w.s, k->w.type, result, k->b->device, &m, error);
-}
-
 static void fail(struct sink *k, int rc, const struct err *e)
 {
-    struct err mine = *e;
     if (k->stopped)
         return;
-    mine.code = rc;
-    tell(k, EVENT_FAILURE, e->text);
-    work_fail(&k->w, &mine);
+    work_tell_copy(&k->w, k->b->device, k->total, EVENT_FAILURE, e->text);
+    work_fail(&k->w, rc, e);
     stop(&k->w);
 }
 
@@ -100,7 +90,7 @@ static void succeed(struct sink *k, const uint8_t *device_sha)
     r.sha256 = (ProtobufCBinaryData){32, k->sha};
     if (device_sha)
         r.device_sha256 = (ProtobufCBinaryData){32, (uint8_t *)device_sha};
-    tell(k, EVENT_SUCCESS, NULL);
+    work_tell_copy(&k->w, k->b->device, k->total, EVENT_SUCCESS, NULL);
     if (k->w.call)
         rpc_reply(k->w.call, &r.base);
     k->w.call = NULL;

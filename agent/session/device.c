@@ -141,9 +141,7 @@ static void executed(void *arg, int rc, const struct err *e, uint64_t value)
     session_audit(r->w.s, EV_COMPUTE_EXECUTE, rc < 0 ? EVENT_FAILURE : EVENT_SUCCESS, r->device, &m,
                   rc < 0 ? e->text : NULL);
     if (rc < 0) {
-        struct err mine = *e;
-        mine.code = rc;
-        work_fail(&r->w, &mine);
+        work_fail(&r->w, rc, e);
     } else if (r->w.call) {
         Strata__V1__ExecuteReply m2 = STRATA__V1__EXECUTE_REPLY__INIT;
         m2.value = value;

@@ -55,22 +55,12 @@ static void stop(struct work *w)
     settle(r);
 }
 
-static void tell(struct reader *r, int result, const char *error)
-{
-    struct event_meta m = {0};
-    event_meta_u64(&m, "bytes", r->total);
-    event_meta_u64(&m, "us", work_us(&r->w));
-    session_audit(r->w.s, r->w.type, result, r->b->device, &m, error);
-}
-
 static void fail(struct reader *r, int rc, const struct err *e)
 {
-    struct err mine = *e;
     if (r->stopped)
         return;
-    mine.code = rc;
-    tell(r, EVENT_FAILURE, e->text);
-    work_fail(&r->w, &mine);
+    work_tell_copy(&r->w, r->b->device, r->total, EVENT_FAILURE, e->text);
+    work_fail(&r->w, rc, e);
     stop(&r->w);
 }
 
@@ -108,7 +98,7 @@ static void send_piece(struct reader *r)
         next(r);
         return;
     }
-    tell(r, EVENT_SUCCESS, NULL);
+    work_tell_copy(&r->w, r->b->device, r->total, EVENT_SUCCESS, NULL);
     rpc_bulk_end(r->w.call);
     r->w.call = NULL;
     stop(&r->w);

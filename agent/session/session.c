@@ -292,7 +292,7 @@ void session_end(struct session *s, const char *reason)
     end_error(reason, &e);
     for (struct work *w = s->works, *next; w; w = next) {
         next = w->next;
-        work_fail(w, &e);
+        work_fail(w, e.code, &e);
         w->on_slot = NULL;
         w->stop(w);
     }
@@ -601,12 +601,22 @@ void work_end(struct work *w)
     session_settle(s);
 }
 
-void work_fail(struct work *w, const struct err *e)
+void work_fail(struct work *w, int rc, const struct err *e)
 {
     struct rpc_call *call = w->call;
+    struct err told = *e;
+    told.code = rc;
     w->call = NULL;
     if (call)
-        rpc_fail(call, e);
+        rpc_fail(call, &told);
+}
+
+void work_tell_copy(const struct work *w, const char *device, uint64_t bytes, int result, const char *error)
+{
+    struct event_meta m = {0};
+    event_meta_u64(&m, "bytes", bytes);
+    event_meta_u64(&m, "us", work_us(w));
+    session_audit(w->s, w->type, result, device, &m, error);
 }
 
 uint64_t work_us(const struct work *w)

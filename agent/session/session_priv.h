@@ -160,8 +160,10 @@ int work_begin(struct session *s, struct work *w, struct rpc_call *call, int typ
                struct err *e) ST_CHECK;
 /* Takes it off the session; w is the caller's again. */
 void work_end(struct work *w);
-/* Answers the call, if it is still there, and forgets it. */
-void work_fail(struct work *w, const struct err *e);
+/* Answers the call, if it is still there, with rc and what *e says, and forgets it. */
+void work_fail(struct work *w, int rc, const struct err *e);
+/* The audit row of a copy of w: how many bytes, and how long it took. */
+void work_tell_copy(const struct work *w, const char *device, uint64_t bytes, int result, const char *error);
 uint64_t work_us(const struct work *w);
 
 /* ---- calls.c ---- */
