@@ -120,25 +120,33 @@ static int open_socket(struct strata_client *c, struct err *e)
     return quic_udp_new(&c->udp, &c->ep, c->base, 0, any, &cfg, e);
 }
 
-static int connect_now(struct strata_client *c, uint64_t timeout_ns, struct err *e)
+int client_wait_up(struct strata_client *c, const bool *up, const bool *closed, struct rpc_session *const *s,
+                   uint64_t timeout_ns, struct err *e)
 {
-    const struct rpc_cfg cfg = {.base = c->base, .clock = clock_system(), .log = &c->log};
-    c->closed = c->timed_out = false;
-    int rc = rpc_dial(&c->session, &cfg, c->ep, &c->to, TLS_COORDINATOR, NULL, &session_ops, c, e);
-    if (rc < 0)
-        return rc;
     const struct timeval tv = {(time_t)(timeout_ns / NS_PER_S), (suseconds_t)(timeout_ns % NS_PER_S / 1000)};
+    c->timed_out = false;
     evtimer_add(c->timer, &tv);
-    while (!c->up && !c->closed && !c->timed_out && !c->interrupted)
+    while (!*up && !*closed && !c->timed_out && !c->interrupted)
         if (event_base_dispatch(c->base) < 0)
             return err_set(e, ST_EINTERNAL, "the event loop failed");
     evtimer_del(c->timer);
-    if (c->up)
+    if (*up)
         return ST_OK;
-    if (c->session)
-        rpc_session_close(c->session, 0, "gave up");
-    if (c->interrupted)
-        return err_reason(e, ST_ECANCELED, "INTERRUPTED", "interrupted");
+    if (*s)
+        rpc_session_close(*s, 0, "gave up");
+    return c->interrupted ? err_reason(e, ST_ECANCELED, "INTERRUPTED", "interrupted") : ST_EUNREACH;
+}
+
+static int connect_now(struct strata_client *c, uint64_t timeout_ns, struct err *e)
+{
+    const struct rpc_cfg cfg = {.base = c->base, .clock = clock_system(), .log = &c->log};
+    c->closed = false;
+    int rc = rpc_dial(&c->session, &cfg, c->ep, &c->to, TLS_COORDINATOR, NULL, &session_ops, c, e);
+    if (rc < 0)
+        return rc;
+    rc = client_wait_up(c, &c->up, &c->closed, &c->session, timeout_ns, e);
+    if (rc != ST_EUNREACH)
+        return rc;
     if (c->closed)
         return closed_error(c, e);
     return err_reason(e, ST_EUNREACH, "UNREACHABLE",

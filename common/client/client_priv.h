@@ -32,6 +32,11 @@ struct strata_client {
     void *arg;
 };
 
+/* Runs the loop until a dialled session is up. The flags are those that its callbacks set; *s is the session,
+ * NULL once it is closed. ST_ECANCELED: interrupted. ST_EUNREACH, for which the caller has the words:
+ * *closed, or no answer in timeout_ns. */
+int client_wait_up(struct strata_client *c, const bool *up, const bool *closed, struct rpc_session *const *s,
+                   uint64_t timeout_ns, struct err *e) ST_CHECK;
 void client_export_error(struct strata_error *out, const struct err *e);
 ProtobufCMessage *client_duplicate(const ProtobufCMessage *m); /* NULL: no memory */
 

@@ -74,21 +74,13 @@ static int dial(struct strata_devices *d, struct err *e)
     int rc = quic_addr_parse(d->address, &to, e);
     if (rc < 0)
         return err_prefix(e, "the address of node %s", d->node);
-    d->closed = c->timed_out = false;
-    if ((rc = rpc_dial(&d->rpc, &cfg, d->ep, &to, TLS_NODE, d->node, &session_ops, d, e)) < 0)
+    d->closed = false;
+    rc = rpc_dial(&d->rpc, &cfg, d->ep, &to, TLS_NODE, d->node, &session_ops, d, e);
+    if (rc < 0)
         return rc;
-    const struct timeval tv = {.tv_sec = (time_t)(CONNECT_NS / NS_PER_S)};
-    evtimer_add(c->timer, &tv);
-    while (!d->up && !d->closed && !c->timed_out && !c->interrupted)
-        if (event_base_dispatch(c->base) < 0)
-            return err_set(e, ST_EINTERNAL, "the event loop failed");
-    evtimer_del(c->timer);
-    if (d->up)
-        return ST_OK;
-    if (d->rpc)
-        rpc_session_close(d->rpc, 0, "gave up");
-    if (c->interrupted)
-        return err_reason(e, ST_ECANCELED, "INTERRUPTED", "interrupted");
+    rc = client_wait_up(c, &d->up, &d->closed, &d->rpc, CONNECT_NS, e);
+    if (rc != ST_EUNREACH)
+        return rc;
     if (d->closed && d->why.kind == QUIC_CLOSE_TRUST)
         return err_reason(e, ST_ETRUST, "TRUST",
                           "node %s at %s and this identity do not trust each other: %s", d->node, d->address,
