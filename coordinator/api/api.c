@@ -56,16 +56,15 @@ int api_table_new(struct coord *c, struct err *e)
     const ProtobufCServiceDescriptor *const services[] = {
         &strata__v1__nodes__descriptor, &strata__v1__jobs__descriptor,     &strata__v1__plans__descriptor,
         &strata__v1__audit__descriptor, &strata__v1__policies__descriptor, &strata__v1__sessions__descriptor,
-        &strata__v1__spool__descriptor, &strata__v1__certs__descriptor};
-    const size_t n = sizeof methods / sizeof *methods;
-    struct rpc_method *all = malloc((n + trust_methods_n) * sizeof *all);
-    if (!all)
-        return err_set(e, ST_ENOMEM, "no memory");
-    memcpy(all, methods, sizeof methods);
-    memcpy(all + n, trust_methods, trust_methods_n * sizeof *all);
-    int rc = rpc_table_new(&c->table, services, sizeof services / sizeof *services, all, n + trust_methods_n,
-                           c, e);
-    free(all);
+        &strata__v1__spool__descriptor};
+    const ProtobufCServiceDescriptor *const certs[] = {&strata__v1__certs__descriptor};
+    struct rpc_table *more;
+    int rc = rpc_table_new(&c->table, services, sizeof services / sizeof *services, methods,
+                           sizeof methods / sizeof *methods, c, e);
+    if (rc == ST_OK)
+        rc = rpc_table_new(&more, certs, 1, trust_methods, trust_methods_n, c, e);
+    if (rc == ST_OK && (rc = rpc_table_join(c->table, more, e)) < 0)
+        rpc_table_free(more);
     return rc;
 }
 
