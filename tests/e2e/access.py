@@ -8,62 +8,29 @@ ends, her memory is free within a second, and Bob does not notice. The audit fil
 
 usage: access.py BIN-DIR
 """
-import concurrent.futures, json, os, re, signal, socket, subprocess, sys, tempfile, time
+import concurrent.futures, json, os, re, signal, subprocess, time
 
-BIN = os.path.abspath(sys.argv[1])
-PATIENCE = float(os.environ.get("STRATA_TEST_PATIENCE", "120"))
-work = tempfile.mkdtemp(prefix="strata-access-")
-procs = {}
-checks = 0
+from harness import *
+
 MIB = 1 << 20
 
 
-def check(ok, what):
-    global checks
-    if not ok:
-        raise AssertionError(what)
-    checks += 1
-    print(f"ok {checks} {what}", flush=True)
-
-
-def free_port():
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def start(name, *argv):
-    log = open(f"{work}/{name}.log", "ab")
-    procs[name] = subprocess.Popen([f"{BIN}/{argv[0]}", *argv[1:]], stdout=log, stderr=log)
+def home(who):
+    return f"{work}/c/admin" if who == "admin" else f"{work}/c/users/{who}"
 
 
 def command(who, *argv):
-    home = f"{work}/c/admin" if who == "admin" else f"{work}/c/users/{who}"
-    return [f"{BIN}/strata", "--dir", home, "--json", *argv]
+    return [f"{BIN}/strata", "--dir", home(who), "--json", *argv]
 
 
-def strata(who, *argv, want=0):
-    p = subprocess.run(command(who, *argv), stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=PATIENCE)
-    if want is not None and p.returncode != want:
-        raise AssertionError(f"{who}: strata {' '.join(argv)}: exit {p.returncode}, wanted {want}: {p.stderr.decode()}")
-    return json.loads(p.stdout.splitlines()[-1]) if p.stdout.strip() else {}
+def by(who, *argv, **kw):
+    return strata(*argv, directory=home(who), **kw)
 
 
 def refused(who, reason, *argv):
     p = subprocess.run(command(who, *argv), stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=PATIENCE)
     check(p.returncode != 0 and f"[{reason}]" in p.stderr.decode(),
           f"{who}: {' '.join(argv[:2])} is refused with {reason} (got {p.returncode}: {p.stderr.decode().strip()[-160:]})")
-
-
-def until(what, fn):
-    """Polls a condition of processes that cannot tell us; fails with the last value seen."""
-    end, last = time.monotonic() + PATIENCE, None
-    while time.monotonic() < end:
-        last = fn()
-        if last:
-            return last
-        time.sleep(0.05)
-    raise AssertionError(f"never: {what}; last: {last}")
 
 
 def policies(text):
@@ -77,30 +44,12 @@ BOB = "  - {principal: user/bob, roles: [user], devices: ['n2/*'], quota: 64MiB}
 AUDITOR = "  - {principal: user/auditor, roles: [monitor]}\n"
 
 
-def set_up():
-    port = free_port()
-    subprocess.run([f"{BIN}/strata", "init", f"{work}/c", "--listen", f"127.0.0.1:{port}", "--node", "n1", "--node", "n2",
-                    "--user", "alice", "--user", "bob", "--user", "auditor", "--user", "eve"], check=True,
-                   stdout=subprocess.DEVNULL)
-    for i in (1, 2):
-        os.makedirs(f"{work}/s{i}")
-        with open(f"{work}/a{i}.yaml", "w") as f:
-            f.write(f'version: 1\nnode: n{i}\ncoordinator: "127.0.0.1:{port}"\nlisten: "127.0.0.1:0"\n'
-                    f"tls: {{dir: {work}/c/nodes/n{i}, trust_domain: strata.local}}\nstate: {{dir: {work}/s{i}}}\n"
-                    f"models: {{dirs: [{work}]}}\ncpu_memory: 1GiB\nbackends: {{cpu: on, vulkan: off}}\n")
-    start("co", "strata-coordinator", "run", "--config", f"{work}/c/coordinator/coordinator.yaml")
-    for i in (1, 2):
-        start(f"n{i}", "strata-agent", "run", "--config", f"{work}/a{i}.yaml")
-    until("two nodes are connected", lambda: sum(
-        n["state"] == "connected" for n in strata("admin", "node", "list", want=None).get("nodes", [])) == 2)
-
-
 def handle_of(reply):
     return next(v for v in reply.values() if isinstance(v, str) and re.fullmatch(r"n[12]/[0-9a-f]{32}", v))
 
 
 def alloc(who, device, size, *more):
-    return handle_of(strata(who, "gpu", "alloc", device, str(size), *more))
+    return handle_of(by(who, "gpu", "alloc", device, str(size), *more))
 
 
 def tenant(who, device, seed):
@@ -110,8 +59,8 @@ def tenant(who, device, seed):
         data = bytes([(seed * 31 + i) & 255]) * (4 * MIB) + os.urandom(4 * MIB)
         with open(f"{work}/{who}.in", "wb") as f:
             f.write(data)
-        strata(who, "gpu", "put", h, f"{work}/{who}.in")
-        strata(who, "gpu", "get", h, f"{work}/{who}.out")
+        by(who, "gpu", "put", h, f"{work}/{who}.in")
+        by(who, "gpu", "get", h, f"{work}/{who}.out")
         if open(f"{work}/{who}.out", "rb").read() != data:
             raise AssertionError(f"{who} read back something else")
     return h
@@ -119,8 +68,8 @@ def tenant(who, device, seed):
 
 def auditor():
     for _ in range(4):
-        strata("auditor", "gpu", "list")
-        strata("auditor", "node", "list")
+        by("auditor", "gpu", "list")
+        by("auditor", "node", "list")
     return True
 
 
@@ -146,14 +95,14 @@ def kept_apart(a, b):
     foreign = "n2/" + a.split("/")[1]
     p = subprocess.run(command("bob", "gpu", "get", foreign, f"{work}/stolen"), stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     check(p.returncode != 0 and not os.path.exists(f"{work}/stolen"), "alice's handle means nothing in bob's session")
-    mine = strata("bob", "session", "list")["sessions"]
+    mine = by("bob", "session", "list")["sessions"]
     check({s["principal"] for s in mine} == {"user/bob"}, "bob sees his own sessions alone")
-    everyone = strata("admin", "session", "list", "--all")["sessions"]
+    everyone = by("admin", "session", "list", "--all")["sessions"]
     check({s["principal"] for s in everyone} == {"user/alice", "user/bob"}, "an admin sees both")
 
 
 def uses(who):
-    return next(u for u in strata("admin", "quota", "show", f"user/{who}")["uses"] if u["where"] == "cluster")
+    return next(u for u in by("admin", "quota", "show", f"user/{who}")["uses"] if u["where"] == "cluster")
 
 
 def quotas(b):
@@ -162,15 +111,15 @@ def quotas(b):
     # Beyond what the session may take: the agent refuses alone. Beyond his quota: the coordinator does.
     p = subprocess.run(command("bob", "gpu", "alloc", "n2/cpu:0", str(30 * MIB)), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     check(p.returncode == 8, "more than the session's limit is refused by the agent, exit 8")
-    strata("bob", "gpu", "free", b)
-    strata("bob", "gpu", "free", "n2")
+    by("bob", "gpu", "free", b)
+    by("bob", "gpu", "free", "n2")
     until("the escrow is back", lambda: uses("bob")["held_bytes"] == 0)
     refused("bob", "QUOTA_EXCEEDED", "gpu", "alloc", "n2/cpu:0", "4096", "--limit", str(65 * MIB))
     check(uses("bob")["held_bytes"] == 0, "nothing is held after a refusal")
 
 
 def revoke_in_a_copy():
-    strata("alice", "gpu", "free", "n1")
+    by("alice", "gpu", "free", "n1")
     until("alice holds nothing", lambda: uses("alice")["held_bytes"] == 0)
     size = 400 * MIB
     h = alloc("alice", "n1/cpu:0", size, "--limit", str(size + MIB))
@@ -191,11 +140,11 @@ def revoke_in_a_copy():
             except OSError:
                 pass
     check(fd is not None and copy.poll() is None, "a large copy of alice's is under way")
-    plan = strata("admin", "policy", "diff", "-f", policies(ALICE.replace("[user]", "[monitor]") + BOB + AUDITOR))
+    plan = by("admin", "policy", "diff", "-f", policies(ALICE.replace("[user]", "[monitor]") + BOB + AUDITOR))
     check([(e["kind"], e["principal"]) for e in plan["ended"]] == [("session", "user/alice")],
           "a dry run says that alice's session would end, and no other")
     before = time.monotonic()
-    done = strata("admin", "policy", "apply", "-f", f"{work}/p.yaml")
+    done = by("admin", "policy", "apply", "-f", f"{work}/p.yaml")
     applied = time.monotonic() - before
     check(len(done["ended"]) == 1, "the change ends one session")
     _, err = copy.communicate(timeout=PATIENCE)
@@ -203,24 +152,22 @@ def revoke_in_a_copy():
     until("alice's memory is free", lambda: uses("alice")["held_bytes"] == 0)
     took = time.monotonic() - before
     print(f"# applied after {applied:.2f} s, memory free and escrow back after {took:.2f} s (sanitizers and polling included)")
-    check(strata("alice", "session", "list")["sessions"] == [], "alice has no session any more")
+    check(by("alice", "session", "list")["sessions"] == [], "alice has no session any more")
     refused("alice", "MISSING_PERMISSION", "gpu", "alloc", "n1/cpu:0", "4096")
     p = subprocess.run(command("alice", "gpu", "get", h, f"{work}/gone"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     check(p.returncode != 0 and not os.path.exists(f"{work}/gone"), "her handle and her ticket are worth nothing")
-    strata("bob", "gpu", "put", b, f"{work}/small")
-    strata("bob", "gpu", "get", b, f"{work}/small.out")
+    by("bob", "gpu", "put", b, f"{work}/small")
+    by("bob", "gpu", "get", b, f"{work}/small.out")
     check(open(f"{work}/small.out", "rb").read() == open(f"{work}/small", "rb").read(), "bob did not notice")
 
 
 def kill_agent():
     """A session does not outlive its agent, and what it held comes back."""
-    p = procs.pop("n2")
-    p.send_signal(signal.SIGKILL)
-    p.wait()
-    start("n2", "strata-agent", "run", "--config", f"{work}/a2.yaml")
+    stop("n2", signal.SIGKILL)
+    agent(2)
     until("bob's escrow is back after kill -9 of his agent", lambda: uses("bob")["held_bytes"] == 0)
     check(True, "bob's escrow is back after kill -9 of his agent")
-    strata("admin", "user", "revoke", "bob")
+    by("admin", "user", "revoke", "bob")
     refused("bob", "NO_POLICY", "gpu", "alloc", "n1/cpu:0", "4096")
 
 
@@ -245,8 +192,8 @@ def audit():
 
 
 def main():
-    set_up()
-    strata("admin", "policy", "apply", "-f", policies(ALICE + BOB + AUDITOR))
+    start_cluster(write_cluster(2, users=("alice", "bob", "auditor", "eve")))
+    by("admin", "policy", "apply", "-f", policies(ALICE + BOB + AUDITOR))
     a, b = at_once()
     kept_apart(a, b)
     quotas(b)
@@ -254,25 +201,7 @@ def main():
     kill_agent()
     audit()
     for name in list(procs):
-        p = procs.pop(name)
-        p.send_signal(signal.SIGTERM)
-        check(p.wait(timeout=PATIENCE) == 0, f"{name} ends cleanly")
-    print(f"1..{checks}\nall {checks} checks passed")
+        check(stop(name) == 0, f"{name} ends cleanly")
 
 
-try:
-    main()
-    failed = False
-except BaseException as e:  # the logs are the only witnesses: show them before they go
-    failed = True
-    print(f"FAILED: {e!r}", flush=True)
-    for name in sorted(os.listdir(work)):
-        if name.endswith(".log"):
-            print(f"--- {name}")
-            sys.stdout.write(open(f"{work}/{name}", errors="replace").read()[-6000:])
-finally:
-    for p in procs.values():
-        p.kill()
-        p.wait()
-    subprocess.run(["rm", "-rf", work])
-sys.exit(1 if failed else 0)
+run(main)

@@ -6,28 +6,17 @@ revocation, pins and rotation act on live connections; an external CA of three l
 usage: certs.py BIN-DIR
 STRATA_CERT_SECONDS: how long the short-lived cluster runs (30); STRATA_CERT_LIFE: of its certificates (12s).
 """
-import base64, hashlib, json, os, shutil, signal, socket, sqlite3, subprocess, sys, tempfile, time
+import base64, hashlib, json, os, shutil, signal, socket, sqlite3, subprocess, time
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+os.environ.setdefault("STRATA_TEST_PATIENCE", "60")  # certificates live for seconds here: nothing may take longer
 import certmake as cm
+import harness
+from harness import BIN, PATIENCE, check, procs, start, stop, strata, until, work
 
-BIN = os.path.abspath(sys.argv[1])
 PROBE = os.path.join(os.path.dirname(BIN), "tests", "certprobe")
-PATIENCE = float(os.environ.get("STRATA_TEST_PATIENCE", "60"))
-work = tempfile.mkdtemp(prefix="strata-certs-")
-procs = {}
-checks = 0
 
 
-def check(ok, what):
-    global checks
-    if not ok:
-        raise AssertionError(what)
-    checks += 1
-    print(f"ok {checks} {what}", flush=True)
-
-
-def free_port():
+def two_ports():
     """Two ports, two apart: the socket and the one for enrolment."""
     while True:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as a, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as b:
@@ -39,17 +28,6 @@ def free_port():
                 pass
 
 
-def start(name, *argv):
-    log = open(f"{work}/{name}.log", "ab")
-    procs[name] = subprocess.Popen([f"{BIN}/{argv[0]}", *argv[1:]], stdout=log, stderr=log)
-
-
-def stop(name, sig=signal.SIGTERM):
-    p = procs.pop(name)
-    p.send_signal(sig)
-    return p.wait(timeout=PATIENCE)
-
-
 def run(*argv, want=0, env=None):
     p = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=PATIENCE, text=True,
                        env=dict(os.environ, **env) if env else None)
@@ -58,24 +36,9 @@ def run(*argv, want=0, env=None):
     return p
 
 
-def strata(*argv, directory=None, want=0):
-    p = run(f"{BIN}/strata", "--dir", directory or f"{work}/c/admin", "--json", *argv, want=want)
-    return json.loads(p.stdout.splitlines()[-1]) if p.stdout.strip() else {}
-
-
 def reason_of(p):
     """The reason of a strata command that failed with --json."""
     return json.loads(p.stdout.splitlines()[-1]).get("reason", "")
-
-
-def until(what, fn, patience=None):
-    end, last = time.monotonic() + (patience or PATIENCE), None
-    while time.monotonic() < end:
-        last = fn()
-        if last:
-            return last
-        time.sleep(0.1)
-    raise AssertionError(f"never: {what}; last: {last}")
 
 
 def audit(kind, **want):
@@ -100,7 +63,7 @@ def token(*argv):
     return strata("node", "token", "create", *argv)["token"]
 
 
-def agent_config(path, **more):
+def agent_config(path):
     """The CPU backend alone, little memory, and fast enough for a test."""
     with open(path) as f:
         text = f.read()
@@ -119,7 +82,7 @@ def join(port, tok, name, *more, want=0, models="models"):
 
 
 def begin(*init):
-    port = free_port()
+    port = two_ports()
     run(f"{BIN}/strata", "init", f"{work}/c", "--listen", f"127.0.0.1:{port}", *init)
     os.makedirs(f"{work}/models")
     start("co", "strata-coordinator", "run", "--config", f"{work}/c/coordinator/coordinator.yaml")
@@ -449,7 +412,7 @@ def finish():
 # ---- an external CA ----
 
 def external():
-    domain, port = "corp.example", free_port()
+    domain, port = "corp.example", two_ports()
     d = f"{work}/ext"
     cm.three_levels(d, domain)
     os.makedirs(f"{work}/models")
@@ -516,7 +479,7 @@ def external():
 
 def configurations():
     """What a coordinator refuses to start with."""
-    port = free_port()
+    port = two_ports()
     run(f"{BIN}/strata", "init", f"{work}/k", "--listen", f"127.0.0.1:{port}")
     good = open(f"{work}/k/coordinator/coordinator.yaml").read()
     tls = f"{work}/k/coordinator/tls"
@@ -588,7 +551,6 @@ def main():
     if only in ("", "short"):
         short_lives()
         finish()
-    print(f"1..{checks}\nall {checks} checks passed")
 
 
 def finish_files():
@@ -598,19 +560,4 @@ def finish_files():
             shutil.rmtree(p) if os.path.isdir(p) else os.unlink(p)
 
 
-try:
-    main()
-    failed = False
-except BaseException as e:  # the logs are the only witnesses: show them before they go
-    failed = True
-    print(f"FAILED: {e!r}", flush=True)
-    for name in sorted(os.listdir(work)):
-        if name.endswith(".log"):
-            print(f"--- {name}")
-            sys.stdout.write(open(f"{work}/{name}", errors="replace").read()[-4000:])
-finally:
-    for p in procs.values():
-        p.kill()
-        p.wait()
-    subprocess.run(["rm", "-rf", work])
-sys.exit(1 if failed else 0)
+harness.run(main)

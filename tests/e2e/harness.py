@@ -43,9 +43,9 @@ def strata(*argv, directory=None, want=0, parse=True):
     return json.loads(p.stdout.splitlines()[-1]) if p.stdout.strip() else {}
 
 
-def until(what, fn):
+def until(what, fn, patience=None):
     """Polls a condition of processes that cannot tell us; fails with the last value seen."""
-    end, last = time.monotonic() + PATIENCE, None
+    end, last = time.monotonic() + (patience or PATIENCE), None
     while time.monotonic() < end:
         last = fn()
         if last:
@@ -122,12 +122,12 @@ def synth(name, size, *more):
     return path
 
 
-def write_cluster(nodes, empty=(), memory="1GiB"):
-    """Identities and configuration of a coordinator and n1 … nN; those in `empty` have no model files."""
+def write_cluster(nodes, empty=(), memory="1GiB", users=()):
+    """Identities and configuration of a coordinator, n1 … nN and users; nodes in `empty` have no model files."""
     port = free_port()
     names = [f"n{i}" for i in range(1, nodes + 1)]
     subprocess.run([f"{BIN}/strata", "init", f"{work}/c", "--listen", f"127.0.0.1:{port}"] +
-                   [x for n in names for x in ("--node", n)], check=True, stdout=subprocess.DEVNULL)
+                   [x for n in names for x in ("--node", n)] + [x for u in users for x in ("--user", u)], check=True, stdout=subprocess.DEVNULL)
     os.makedirs(f"{work}/models", exist_ok=True)
     os.makedirs(f"{work}/empty", exist_ok=True)
     for i in range(1, nodes + 1):
