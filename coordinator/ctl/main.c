@@ -36,34 +36,19 @@ static int plan_command(const struct ctl *c, int argc, char **argv, const char *
     return x;
 }
 
-static int plan_solve_cmd(struct ctl *c, int argc, char **argv)
-{
-    return plan_command(c, argc, argv, "strata plan solve", ctl_plan_solve);
-}
-static int plan_check_cmd(struct ctl *c, int argc, char **argv)
-{
-    return plan_command(c, argc, argv, "strata plan check", ctl_plan_check);
-}
-static int plan_show_cmd(struct ctl *c, int argc, char **argv)
-{
-    return plan_command(c, argc, argv, "strata plan show", ctl_plan_show);
-}
-static int plan_explain_cmd(struct ctl *c, int argc, char **argv)
-{
-    return plan_command(c, argc, argv, "strata plan explain", ctl_plan_explain);
-}
-static int plan_diff_cmd(struct ctl *c, int argc, char **argv)
-{
-    return plan_command(c, argc, argv, "strata plan diff", ctl_plan_diff);
-}
-static int plan_export_cmd(struct ctl *c, int argc, char **argv)
-{
-    return plan_command(c, argc, argv, "strata plan export", ctl_plan_export);
-}
-static int plan_replan_cmd(struct ctl *c, int argc, char **argv)
-{
-    return plan_command(c, argc, argv, "strata plan replan", ctl_plan_replan);
-}
+#define PLAN(verb)                                                                                           \
+    static int plan_##verb##_cmd(struct ctl *c, int argc, char **argv)                                       \
+    {                                                                                                        \
+        return plan_command(c, argc, argv, "strata plan " #verb, ctl_plan_##verb);                           \
+    }
+PLAN(solve)
+PLAN(replan)
+PLAN(check)
+PLAN(show)
+PLAN(explain)
+PLAN(diff)
+PLAN(export)
+#undef PLAN
 
 static const struct command {
     const char *room, *verb; /* verb NULL: the command is one word */
