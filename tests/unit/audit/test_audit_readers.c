@@ -125,15 +125,19 @@ static void programs_read_the_live_file(void **state)
 static void a_wal_reader_sees_only_whole_batches(void **state)
 {
     struct rig *r = *state;
+    int there_is[2];
     if (!share(r))
         skip();
     r->acfg.flush_ns = NS_PER_MS;
-    rig_open(r);
-    emit_n(r, 10);
-    flush_ok(r);
+    assert_int_equal(pipe(there_is), 0);
+    /* Before there is a thread: a child of several would inherit their locks, and wait for them for ever. */
     pid_t pid = fork();
     if (pid == 0) {
+        char go;
         become_other();
+        close(there_is[1]);
+        if (read(there_is[0], &go, 1) != 1)
+            _exit(4);
         sqlite3 *db;
         sqlite3_stmt *st;
         if (sqlite3_open_v2(r->dir.audit, &db, SQLITE_OPEN_READONLY, NULL) != SQLITE_OK ||
@@ -155,6 +159,12 @@ static void a_wal_reader_sees_only_whole_batches(void **state)
         }
         _exit(0);
     }
+    close(there_is[0]);
+    rig_open(r);
+    emit_n(r, 10);
+    flush_ok(r);
+    assert_int_equal(write(there_is[1], "", 1), 1);
+    close(there_is[1]);
     int status = 0;
     while (waitpid(pid, &status, WNOHANG) == 0)
         emit_n(r, 200);
