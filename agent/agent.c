@@ -569,6 +569,8 @@ static int open_sessions(struct agent *a, struct err *e)
         .peers = a->peers,
         .node = a->env.config->node,
         .devices = session_devices,
+        .own = {a->env.config->user_kernels.allow, a->env.config->user_kernels.max_bytes,
+                a->env.config->user_kernels.deadline_ns},
         .layer_bytes = session_layer_bytes,
         .on_change = session_change,
         .audit = session_event,

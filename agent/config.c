@@ -1,6 +1,8 @@
 /* YAML through libcyaml into a raw struct, then validated into the one the program uses. */
 #include "agent/config.h"
 
+#include "agent/kernel/kernel.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +13,9 @@
 
 #define MAX_CONFIG_BYTES (1u << 20)
 #define MAX_MODEL_DIRS 64
+#define KERNEL_BYTES_DEFAULT (256u << 10)
+#define KERNEL_TIME_DEFAULT_NS (5ull * 1000000000)
+#define KERNEL_TIME_MAX_NS (8ull * 1000000000)
 
 struct raw_pin {
     char *peer, *sha256;
@@ -30,6 +35,9 @@ struct raw_models {
 struct raw_backends {
     char *cpu, *vulkan, *cuda;
 };
+struct raw_user_kernels {
+    char *allow, *max_bytes, *time;
+};
 struct raw {
     int version;
     char *node, *coordinator, *listen, *advertise, *worker, *cpu_memory, *log;
@@ -37,6 +45,7 @@ struct raw {
     struct raw_state *state;
     struct raw_models *models;
     struct raw_backends *backends;
+    struct raw_user_kernels *user_kernels;
 };
 
 #define OPT CYAML_FLAG_OPTIONAL
@@ -79,6 +88,12 @@ static const cyaml_schema_field_t backends_fields[] = {
     STR("cuda", struct raw_backends, cuda, OPT),
     CYAML_FIELD_END,
 };
+static const cyaml_schema_field_t user_kernels_fields[] = {
+    STR("allow", struct raw_user_kernels, allow, 0),
+    STR("max_bytes", struct raw_user_kernels, max_bytes, OPT),
+    STR("time", struct raw_user_kernels, time, OPT),
+    CYAML_FIELD_END,
+};
 static const cyaml_schema_field_t top_fields[] = {
     CYAML_FIELD_INT("version", CYAML_FLAG_DEFAULT, struct raw, version),
     STR("node", struct raw, node, 0),
@@ -92,6 +107,7 @@ static const cyaml_schema_field_t top_fields[] = {
     MAP("state", state, state_fields, 0),
     MAP("models", models, models_fields, 0),
     MAP("backends", backends, backends_fields, OPT),
+    MAP("user_kernels", user_kernels, user_kernels_fields, OPT),
     CYAML_FIELD_END,
 };
 static const cyaml_schema_value_t top = {CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, struct raw, top_fields)};
@@ -179,6 +195,26 @@ static int take_dirs(struct agent_config *c, const struct raw_models *m, const c
     return ST_OK;
 }
 
+/* A device counts as hung for everybody after 10 s: a user's kernel is over before. */
+static int take_user_kernels(struct agent_config *c, const struct raw_user_kernels *u, const char *path,
+                             struct err *e)
+{
+    uint64_t bytes = KERNEL_BYTES_DEFAULT;
+    c->user_kernels.deadline_ns = KERNEL_TIME_DEFAULT_NS;
+    if (u && strcmp(u->allow, "on") != 0 && strcmp(u->allow, "off") != 0)
+        return err_set(e, ST_ECONFIG, "%s: user_kernels.allow: '%s' is neither on nor off", path, u->allow);
+    if (u && u->max_bytes && (parse_bytes(u->max_bytes, &bytes) < 0 || !bytes || bytes > KERNEL_MAX_BYTES))
+        return err_set(e, ST_ECONFIG, "%s: user_kernels.max_bytes: '%s' is no size up to %uKiB", path,
+                       u->max_bytes, KERNEL_MAX_BYTES >> 10);
+    if (u && u->time &&
+        (parse_duration_ns(u->time, &c->user_kernels.deadline_ns) < 0 || !c->user_kernels.deadline_ns ||
+         c->user_kernels.deadline_ns > KERNEL_TIME_MAX_NS))
+        return err_set(e, ST_ECONFIG, "%s: user_kernels.time: '%s' is no time up to 8s", path, u->time);
+    c->user_kernels.allow = u && strcmp(u->allow, "on") == 0;
+    c->user_kernels.max_bytes = (uint32_t)bytes;
+    return ST_OK;
+}
+
 static int validate(struct agent_config *c, const struct raw *r, const char *path, struct err *e)
 {
     int rc;
@@ -209,7 +245,8 @@ static int validate(struct agent_config *c, const struct raw *r, const char *pat
     if ((rc = backend(b->cpu, "cpu", path, &c->cpu, e)) < 0 ||
         (rc = backend(b->vulkan, "vulkan", path, &c->vulkan, e)) < 0 ||
         (rc = backend(b->cuda, "cuda", path, &c->cuda, e)) < 0 || (rc = take_tls(c, r->tls, path, e)) < 0 ||
-        (rc = take_dirs(c, r->models, path, e)) < 0)
+        (rc = take_dirs(c, r->models, path, e)) < 0 ||
+        (rc = take_user_kernels(c, r->user_kernels, path, e)) < 0)
         return rc;
     c->node = strdup(r->node);
     c->coordinator = strdup(r->coordinator);

@@ -34,6 +34,11 @@ struct agent_config {
     enum agent_backend_use cpu, vulkan, cuda;
     uint64_t cpu_memory_bytes; /* of the cpu device; 0 = the worker's own choice */
     enum log_level log_level;
+    struct {
+        bool allow;           /* kernels that users bring; off unless the file says otherwise */
+        uint32_t max_bytes;   /* of one */
+        uint64_t deadline_ns; /* of one call */
+    } user_kernels;
 };
 
 /* ST_ECONFIG with a sentence, or what reading the file gave. On failure *out needs no fini. */

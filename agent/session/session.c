@@ -312,14 +312,21 @@ int session_end_tell(struct session *s, const char *reason, sessions_ended_fn fn
     return ST_OK;
 }
 
-/* A worker that is still busy for a session that must end now is killed, unless somebody else's memory is in
- * it: then the worker's own deadline decides. */
+/* Who ended it can wait until the worker is through; a right that was taken away cannot. */
+static bool by_choice(const struct session *s)
+{
+    return strcmp(s->reason, "CLOSED") == 0 || strcmp(s->reason, "DISCONNECTED") == 0;
+}
+
+/* A worker that is still busy for a session that must end now is killed, also when other memory of the
+ * principal is in it: nothing runs on under a right that is gone. A session that ended by its owner's choice
+ * waits for the worker's own deadline rather than take that memory with it. */
 static void let_go(struct session *s)
 {
     unsigned ours = 0;
     for (const struct session *o = s->owner->head; o; o = o->next)
         ours += o->tenant == s->tenant && o->ending;
-    if (s->tenant && tenant_uses(s->tenant) == ours) {
+    if (s->tenant && (!by_choice(s) || tenant_uses(s->tenant) == ours)) {
         LOG_W(s->owner->cfg.log, "session", "worker killed session=%s principal=%s: it did not let go",
               s->name, s->ticket.grant.principal);
         tenant_kill(s->tenant);

@@ -27,6 +27,12 @@
 
 struct sessions;
 
+struct sessions_own { /* kernels of one's own */
+    bool allow;
+    uint32_t max_bytes;   /* of the code; at most KERNEL_MAX_BYTES */
+    uint64_t deadline_ns; /* of one call */
+};
+
 struct sessions_cfg {
     struct event_base *base;
     const struct clock *clock;
@@ -36,7 +42,8 @@ struct sessions_cfg {
     struct peers *peers;
     const char *node;
     const struct pool_device *(*devices)(size_t *n, void *arg); /* of this node, as they were found */
-    uint64_t (*layer_bytes)(const char *device, void *arg);     /* taken by layers of jobs */
+    struct sessions_own own;
+    uint64_t (*layer_bytes)(const char *device, void *arg); /* taken by layers of jobs */
     /* Something to report: a beginning or an end when urgent, else used bytes. Never inline; many changes may
      * be told once. */
     void (*on_change)(bool urgent, void *arg);

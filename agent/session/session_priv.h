@@ -202,6 +202,10 @@ int offer_make(struct session *s, struct buffer *b, const Strata__V1__OfferReque
 struct offer *offer_take(struct sessions *ss, const ProtobufCBinaryData *token, const char *node);
 void offers_drop(struct session *s, const struct buffer *b); /* b NULL = all */
 
+/* ---- kernel.c ---- */
+
+void on_execute(struct rpc_call *call, const ProtobufCMessage *msg, void *arg);
+
 /* ---- device.c ---- */
 
 int device_table(struct rpc_table **out, struct sessions *ss, struct err *e) ST_CHECK; /* Compute, Monitor */

@@ -251,7 +251,7 @@ static void fatal(void *arg, const struct err *why)
     fail_msg("the agent gave up: %s", why->text);
 }
 
-static void open_node(struct world *w, unsigned i, struct tls_ca *ca)
+static void open_node(struct world *w, unsigned i, struct tls_ca *ca, const char *devices)
 {
     struct world_node *n = &w->node[i];
     char path[160], text[2048];
@@ -267,9 +267,9 @@ static void open_node(struct world *w, unsigned i, struct tls_ca *ca)
                      "version: 1\nnode: %s\ncoordinator: \"127.0.0.1:%u\"\n"
                      "tls: {ca: %s/ca.crt, cert: %s/node.crt, key: %s/node.key, trust_domain: lab}\n"
                      "state: {dir: %s/state}\nmodels: {dirs: [%s%s]}\nworker: %s\n"
-                     "backends: {cpu: on, vulkan: off}\ncpu_memory: 512MiB\n",
+                     "%s\ncpu_memory: 512MiB\n",
                      n->name, quic_udp_port(w->udp), w->dir, n->dir, n->dir, n->dir, i ? n->dir : w->dir,
-                     i ? "" : "/models", STRATA_WORKER);
+                     i ? "" : "/models", STRATA_WORKER, devices);
     assert_true(k > 0 && (size_t)k < sizeof text);
     OK(fs_write_atomic(path, text, (size_t)k, 0600, &e));
     OK(agent_config_read(&n->cfg, path, &e));
@@ -287,6 +287,11 @@ static void open_node(struct world *w, unsigned i, struct tls_ca *ca)
 }
 
 void world_open(struct world *w)
+{
+    world_open_as(w, "backends: {cpu: on, vulkan: off}");
+}
+
+void world_open_as(struct world *w, const char *devices)
 {
     struct tls_ca *ca;
     struct err e;
@@ -317,7 +322,7 @@ void world_open(struct world *w)
     OK(synth_write(w->model, &o, NULL, NULL, &e));
     open_coordinator(w, &e);
     for (unsigned i = 0; i < WORLD_NODES; i++)
-        open_node(w, i, ca);
+        open_node(w, i, ca, devices);
     tls_ca_free(ca);
     WAIT(w, w->node[0].session && w->node[1].session);
     Strata__V1__InspectRequest rq = STRATA__V1__INSPECT_REQUEST__INIT;

@@ -65,6 +65,7 @@ struct result {
 };
 
 void world_open(struct world *w);
+void world_open_as(struct world *w, const char *devices); /* YAML: backends, and what concerns them */
 void world_close(struct world *w);
 /* A certificate of user/NAME into the world's directory: NAME.crt, NAME.key; then settings made of it. */
 struct tls_ctx *world_user(struct world *w, const char *name);
