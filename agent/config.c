@@ -13,6 +13,8 @@
 
 #define MAX_CONFIG_BYTES (1u << 20)
 #define MAX_MODEL_DIRS 64
+#define SPOOL_MIN (64u << 10)
+#define SPOOL_MAX (512u << 20)
 #define KERNEL_BYTES_DEFAULT (256u << 10)
 #define KERNEL_TIME_DEFAULT_NS (5ull * 1000000000)
 #define KERNEL_TIME_MAX_NS (8ull * 1000000000)
@@ -26,7 +28,7 @@ struct raw_tls {
     unsigned pins_count;
 };
 struct raw_state {
-    char *dir;
+    char *dir, *spool;
 };
 struct raw_models {
     char **dirs;
@@ -74,7 +76,8 @@ static const cyaml_schema_field_t tls_fields[] = {
     CYAML_FIELD_SEQUENCE("pins", CYAML_FLAG_POINTER | OPT, struct raw_tls, pins, &pin_value, 0, 10000),
     CYAML_FIELD_END,
 };
-static const cyaml_schema_field_t state_fields[] = {STR("dir", struct raw_state, dir, 0), CYAML_FIELD_END};
+static const cyaml_schema_field_t state_fields[] = {
+    STR("dir", struct raw_state, dir, 0), STR("spool", struct raw_state, spool, OPT), CYAML_FIELD_END};
 static const cyaml_schema_value_t dir_value = {
     CYAML_VALUE_STRING(CYAML_FLAG_POINTER, char *, 1, 4000),
 };
@@ -238,6 +241,10 @@ static int validate(struct agent_config *c, const struct raw *r, const char *pat
     if (r->cpu_memory && (parse_bytes(r->cpu_memory, &c->cpu_memory_bytes) < 0 || c->cpu_memory_bytes == 0))
         return err_set(e, ST_ECONFIG, "%s: cpu_memory: '%s' is no size above zero; write it as 8GiB", path,
                        r->cpu_memory);
+    if (r->state->spool && (parse_bytes(r->state->spool, &c->spool_bytes) < 0 || c->spool_bytes < SPOOL_MIN ||
+                            c->spool_bytes > SPOOL_MAX))
+        return err_set(e, ST_ECONFIG, "%s: state.spool: '%s' is no size from 64KiB to 512MiB", path,
+                       r->state->spool);
     c->log_level = LOG_LV_INFO;
     if (r->log && log_level_parse(r->log, &c->log_level) < 0)
         return err_set(e, ST_ECONFIG, "%s: log: '%s' is none of error, warn, info, debug", path, r->log);

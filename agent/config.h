@@ -25,9 +25,10 @@ struct agent_config {
     char *ciphers, *groups, *crl_file; /* NULL: the defaults, none */
     struct agent_pin *pins;
     unsigned npins;
-    char *listen;    /* host:port where other agents fetch layers; port 0 = any */
-    char *advertise; /* host that other agents reach it by; NULL = listen's */
-    char *state_dir; /* reset.key */
+    char *listen;         /* host:port where other agents fetch layers; port 0 = any */
+    char *advertise;      /* host that other agents reach it by; NULL = listen's */
+    char *state_dir;      /* reset.key, audit.spool */
+    uint64_t spool_bytes; /* of audit rows that the coordinator has not taken; 0 = the spool's own choice */
     char **model_dirs;
     unsigned nmodel_dirs; /* the only places models are read from */
     char *worker;         /* path of strata-worker; NULL = next to this program */

@@ -39,9 +39,9 @@ static void end(struct asking *a, const ProtobufCMessage *reply, const struct er
         session_audit(a->w.s, a->w.type, reply ? EVENT_SUCCESS : EVENT_FAILURE, a->device, NULL,
                       reply ? NULL : e->text);
         if (reply)
-            rpc_reply(a->w.call, reply);
+            trail_reply(a->w.s->owner, a->w.call, reply);
         else
-            rpc_fail(a->w.call, e);
+            trail_fail(a->w.s->owner, a->w.call, e);
         a->w.call = NULL;
     }
     work_end(&a->w);
@@ -83,7 +83,7 @@ static void device_synchronize(struct session *s, struct rpc_call *call, const c
     struct asking *a;
     struct err e;
     if (begin(&a, s, call, device, EV_COMPUTE_SYNCHRONIZE, &e) < 0)
-        rpc_fail(call, &e);
+        trail_fail(s->owner, call, &e);
     else if (tenant_sync(s->tenant, device, synchronized_, a, &e) < 0)
         end(a, NULL, &e);
 }
@@ -115,7 +115,7 @@ static void device_monitor(struct session *s, struct rpc_call *call, const char 
     struct asking *a;
     struct err e;
     if (begin(&a, s, call, device, type, &e) < 0)
-        rpc_fail(call, &e);
+        trail_fail(s->owner, call, &e);
     else if ((type == EV_MONITOR_MEMORY ? tenant_usage(s->tenant, device, usage_known, a, &e)
                                         : tenant_monitor(s->tenant, device, reading_known, a, &e)) < 0)
         end(a, NULL, &e);
@@ -126,7 +126,7 @@ static void device_monitor(struct session *s, struct rpc_call *call, const char 
 static void on_synchronize(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)
 {
     const char *device = ((const Strata__V1__SynchronizeRequest *)msg)->device;
-    struct session *s = call_allowed(call, PERM_COMPUTE_SYNCHRONIZE, device);
+    struct session *s = call_allowed(arg, call, PERM_COMPUTE_SYNCHRONIZE, device);
     (void)arg;
     if (s)
         device_synchronize(s, call, device);
@@ -134,10 +134,11 @@ static void on_synchronize(struct rpc_call *call, const ProtobufCMessage *msg, v
 
 /* ---- Monitor ---- */
 
-static void monitor(struct rpc_call *call, const ProtobufCMessage *msg, enum permission p, int type)
+static void monitor(struct sessions *ss, struct rpc_call *call, const ProtobufCMessage *msg,
+                    enum permission p, int type)
 {
     const char *device = ((const Strata__V1__MonitorRequest *)msg)->device;
-    struct session *s = call_allowed(call, p, device);
+    struct session *s = call_allowed(ss, call, p, device);
     if (s)
         device_monitor(s, call, device, type);
 }
@@ -145,25 +146,25 @@ static void monitor(struct rpc_call *call, const ProtobufCMessage *msg, enum per
 static void on_monitor_memory(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)
 {
     (void)arg;
-    monitor(call, msg, PERM_MONITOR_MEMORY, EV_MONITOR_MEMORY);
+    monitor(arg, call, msg, PERM_MONITOR_MEMORY, EV_MONITOR_MEMORY);
 }
 
 static void on_monitor_temperature(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)
 {
     (void)arg;
-    monitor(call, msg, PERM_MONITOR_TEMPERATURE, EV_MONITOR_TEMPERATURE);
+    monitor(arg, call, msg, PERM_MONITOR_TEMPERATURE, EV_MONITOR_TEMPERATURE);
 }
 
 static void on_monitor_power(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)
 {
     (void)arg;
-    monitor(call, msg, PERM_MONITOR_POWER, EV_MONITOR_POWER);
+    monitor(arg, call, msg, PERM_MONITOR_POWER, EV_MONITOR_POWER);
 }
 
 static void on_monitor_clock(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)
 {
     (void)arg;
-    monitor(call, msg, PERM_MONITOR_CLOCK, EV_MONITOR_CLOCK);
+    monitor(arg, call, msg, PERM_MONITOR_CLOCK, EV_MONITOR_CLOCK);
 }
 
 static const struct rpc_method device_methods[] = {

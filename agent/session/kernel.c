@@ -62,7 +62,7 @@ static void executed(void *arg, int rc, const struct err *e, uint64_t value)
     } else if (r->w.call) {
         Strata__V1__ExecuteReply m = STRATA__V1__EXECUTE_REPLY__INIT;
         m.value = value;
-        rpc_reply(r->w.call, &m.base);
+        trail_reply(r->w.s->owner, r->w.call, &m.base);
         r->w.call = NULL;
     }
     over(r);
@@ -267,7 +267,7 @@ static int own(struct session *s, struct rpc_call *call, const Strata__V1__Execu
 void on_execute(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)
 {
     const Strata__V1__ExecuteRequest *rq = (const Strata__V1__ExecuteRequest *)msg;
-    struct session *s = call_allowed(call, PERM_COMPUTE_EXECUTE, rq->device);
+    struct session *s = call_allowed(arg, call, PERM_COMPUTE_EXECUTE, rq->device);
     struct err e;
     (void)arg;
     if (!s)
@@ -281,5 +281,5 @@ void on_execute(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)
     running_free(r);
     if (rc == ST_EDENIED)
         session_refused(s, "compute:execute", rq->device, &e, "compute:execute");
-    rpc_fail(call, &e);
+    trail_fail(s->owner, call, &e);
 }

@@ -64,6 +64,9 @@ static void test_bad(void **st)
         {GOOD "backends: {rocm: on}\n", "rocm"},
         {GOOD "cpu_memory: lots\n", "cpu_memory"},
         {GOOD "log: loud\n", "loud"},
+        {"version: 1\nnode: a\ncoordinator: \"a:1\"\nstate: {dir: /s, spool: 1KiB}\nmodels: {dirs: [/m]}\n"
+         "tls: {dir: /t, trust_domain: lab}\n",
+         "state.spool"},
         {GOOD "user_kernels: {allow: maybe}\n", "neither on nor off"},
         {GOOD "user_kernels: {time: 1s}\n", "allow"},
         {GOOD "user_kernels: {allow: on, max_bytes: 1MiB}\n", "512KiB"},
