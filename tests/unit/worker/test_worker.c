@@ -412,7 +412,7 @@ static void test_hostile_packets(void **state)
     (void)state;
     bad[0].magic ^= 1;
     bad[1].op = 0;
-    bad[2].op = WIRE_MONITOR + 1;
+    bad[2].op = WIRE_RUN + 1;
     memcpy(big, &good, sizeof good);
     const struct {
         const void *p;
