@@ -383,6 +383,7 @@ int cuModuleLoadDataEx(cu_module *m, const void *image, unsigned n, int *o, void
         return CU_E_UNSUPPORTED_PTX;
     *m = (cu_module)(uintptr_t)image;
     fake_cuda.modules++;
+    fake_cuda.hang = fake_cuda.hang == 2 ? 0 : fake_cuda.hang; /* what a user's kernel of before left */
     return CU_OK;
 }
 int cuModuleUnload(cu_module m)
@@ -391,6 +392,27 @@ int cuModuleUnload(cu_module m)
     fake_cuda.modules--;
     return CU_OK;
 }
+/* ---- kernels of a user's own: what they do is agreed on by name ---- */
+
+static const char *const user_names[] = {"user_scale", "user_forever", "user_fault"};
+
+static int user_launch(int i, void **a, uint64_t threads)
+{
+    if (i == 1)
+        fake_cuda.hang = 2;
+    if (i == 2)
+        return stuck = CU_E_ILLEGAL_ADDRESS;
+    if (i != 0)
+        return CU_OK;
+    float *y = *(float **)a[0], *x = *(float **)a[1], m = *(float *)a[3], add = *(float *)a[4];
+    unsigned n = *(unsigned *)a[2];
+    if (!inside((uintptr_t)y, n * 4ull) || !inside((uintptr_t)x, n * 4ull))
+        return stuck = CU_E_ILLEGAL_ADDRESS;
+    for (unsigned k = 0; k < n && k < threads; k++)
+        y[k] = m * x[k] + add;
+    return CU_OK;
+}
+
 int cuModuleGetFunction(cu_function *f, cu_module m, const char *name)
 {
     static const char *const names[] = {"strata_checksum", "strata_axpb", "strata_fma_rate", "strata_matmul"};
@@ -402,6 +424,11 @@ int cuModuleGetFunction(cu_function *f, cu_module m, const char *name)
             *f = (cu_function)(i + 1);
             return CU_OK;
         }
+    for (uintptr_t i = 0; i < 3; i++)
+        if (strcmp(user_names[i], name) == 0 && strstr((const char *)m, entry)) {
+            *f = (cu_function)(i + 10);
+            return CU_OK;
+        }
     return CU_E_NOT_FOUND;
 }
 int cuLaunchKernel(cu_function f, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz,
@@ -409,6 +436,8 @@ int cuLaunchKernel(cu_function f, unsigned x, unsigned y, unsigned z, unsigned b
 {
     (void)s, (void)extra;
     FAULT;
+    if ((uintptr_t)f >= 10)
+        return user_launch((int)(uintptr_t)f - 10, a, (uint64_t)x * y * z * bx * by * bz);
     if (!f || !x || !y || z != 1 || bx != 128 || by != 1 || bz != 1 || sh || y > 65535) {
         fake_cuda.bad++;
         return CU_E_INVALID_VALUE;
