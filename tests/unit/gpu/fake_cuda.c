@@ -18,6 +18,38 @@ static struct {
     size_t n;
 } live[MAX_ALLOCS];
 
+/* What a driver keeps for its process is freed when the driver goes, also what a hung device never gave back.
+ */
+static struct kept {
+    struct kept *prev, *next;
+} kept = {&kept, &kept};
+
+static void *keep(size_t n)
+{
+    struct kept *k = malloc(sizeof *k + n);
+    if (!k)
+        abort();
+    *k = (struct kept){&kept, kept.next};
+    k->next->prev = kept.next = k;
+    return k + 1;
+}
+
+static void drop(void *p)
+{
+    if (!p)
+        return;
+    struct kept *k = (struct kept *)p - 1;
+    k->prev->next = k->next;
+    k->next->prev = k->prev;
+    free(k);
+}
+
+__attribute__((destructor)) static void unload(void)
+{
+    while (kept.next != &kept)
+        drop(kept.next + 1);
+}
+
 static int fault(const char *name)
 {
     struct fake_cuda *f = &fake_cuda;
@@ -127,7 +159,7 @@ static int take(cu_ptr *p, size_t n)
 {
     for (int i = 0; i < MAX_ALLOCS; i++)
         if (!live[i].p) {
-            live[i].p = malloc(n);
+            live[i].p = keep(n);
             live[i].n = n;
             memset(live[i].p, 0xa5, n); /* a driver may hand out anything */
             *p = (uintptr_t)live[i].p;
@@ -140,7 +172,7 @@ static int give(cu_ptr p)
 {
     for (int i = 0; i < MAX_ALLOCS; i++)
         if (live[i].p && (uintptr_t)live[i].p == p) {
-            free(live[i].p);
+            drop(live[i].p);
             live[i].p = NULL;
             fake_cuda.allocations--;
             return CU_OK;
@@ -185,13 +217,13 @@ int cuMemHostAlloc(void **p, size_t n, unsigned f)
 {
     (void)f;
     FAULT;
-    *p = malloc(n);
+    *p = keep(n);
     fake_cuda.pinned++;
     return CU_OK;
 }
 int cuMemFreeHost(void *p)
 {
-    free(p);
+    drop(p);
     fake_cuda.pinned--;
     return CU_OK;
 }
@@ -260,13 +292,13 @@ int cuStreamCreate(cu_stream *s, unsigned f)
 {
     FAULT;
     fake_cuda.bad += f != CU_STREAM_NON_BLOCKING;
-    *s = malloc(1);
+    *s = keep(1);
     fake_cuda.streams++;
     return CU_OK;
 }
 int cuStreamDestroy_v2(cu_stream s)
 {
-    free(s);
+    drop(s);
     fake_cuda.streams--;
     return CU_OK;
 }
@@ -274,13 +306,13 @@ int cuEventCreate(cu_event *v, unsigned f)
 {
     (void)f;
     FAULT;
-    *v = malloc(1);
+    *v = keep(1);
     fake_cuda.events++;
     return CU_OK;
 }
 int cuEventDestroy_v2(cu_event v)
 {
-    free(v);
+    drop(v);
     fake_cuda.events--;
     return CU_OK;
 }
