@@ -432,7 +432,7 @@ static void slide(struct mask *k, size_t e, double *f, size_t from, size_t lo, s
         wipe(k, j, from + 1, hi);
     for (size_t m = from + 1; m < lo; m++)
         key[m] = INFINITY;
-    for (size_t m = lo; m < hi; m++)
+    for (size_t m = lo > from ? lo : from + 1; m < hi; m++)
         key[m] = k->arrive[m] + prefix[m];
     k->v->ladder(key + from + 1, k->stride, hi - from - 1, k->levels[e]);
     for (size_t l = from; l < hi && l < k->L; l++) {
