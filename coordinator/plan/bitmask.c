@@ -31,18 +31,18 @@ struct row {
 struct mask {
     const struct prob *p;
     struct budget *b;
-    size_t D, L, W;           /* W = L + 1 */
-    struct row *row;          /* set, e */
-    size_t filled, chunk;     /* doubles of the arena that are taken, and in a chunk of it */
-    double *temp;             /* W */
-    uint32_t *begin;          /* e, m: the first start from which m can be reached */
-    double *stage;            /* e, m, l: cost of [l, m) on e; only for devices that are not smooth */
-    uint32_t *lo;             /* e, m: first l with a cost within the limit */
-    bool *smooth;             /* D */
-    double *prefix;           /* e, l */
-    uint32_t *last;           /* e, l: the last end from l; 0 = none */
-    double *hop;              /* e, d, m */
-    double *into;             /* e, l: relaxed cost of [0, l) and of the hop to e */
+    size_t D, L, W;       /* W = L + 1 */
+    struct row *row;      /* set, e */
+    size_t filled, chunk; /* doubles of the arena that are taken, and in a chunk of it */
+    double *temp;         /* W */
+    uint32_t *begin;      /* e, m: the first start from which m can be reached */
+    double *stage;        /* e, m, l: cost of [l, m) on e; only for devices that are not smooth */
+    uint32_t *lo;         /* e, m: first l with a cost within the limit */
+    bool *smooth;         /* D */
+    double *prefix;       /* e, l */
+    uint32_t *last;       /* e, l: the last end from l; 0 = none */
+    double *hop;          /* e, d, m */
+    double *into;         /* e, l: relaxed cost of [0, l) and of the hop to e */
     double *before;
     double *arrive; /* W */
     const struct minplus *v;
@@ -317,9 +317,9 @@ static int mask_alloc(struct mask *k)
     k->by_rate = malloc(D * sizeof *k->by_rate);
     k->by_most = malloc(D * sizeof *k->by_most);
     k->fill = calloc(W, sizeof *k->fill);
-    return k->row && k->temp && k->begin && k->lo && k->smooth && k->prefix && k->last && k->hop && k->into && k->before &&
-                   k->ladder && k->pick && k->levels && k->arrive && k->work && k->rate && k->most &&
-                   k->by_rate && k->by_most && k->fill
+    return k->row && k->temp && k->begin && k->lo && k->smooth && k->prefix && k->last && k->hop && k->into &&
+                   k->before && k->ladder && k->pick && k->levels && k->arrive && k->work && k->rate &&
+                   k->most && k->by_rate && k->by_most && k->fill
                ? ST_OK
                : ST_ENOMEM;
 }
@@ -382,8 +382,8 @@ static bool may_end(const struct mask *k, unsigned set)
     return nodes >= in->min_nodes;
 }
 
-/* arrive[m] = least cost of everything after a stage on e that ends at m, using just the devices of set; for m
- * in [*lo, *hi), nothing outside. */
+/* arrive[m] = least cost of everything after a stage on e that ends at m, using just the devices of set; for
+ * m in [*lo, *hi), nothing outside. */
 static bool arrivals(struct mask *k, unsigned set, size_t e, size_t *lo, size_t *hi)
 {
     double *a = k->arrive;
@@ -406,7 +406,8 @@ static bool arrivals(struct mask *k, unsigned set, size_t e, size_t *lo, size_t 
                         (size_t)(r->hi - r->lo));
     }
     return *lo < *hi &&
-           k->v->prune(a + *lo, &k->before[e * k->W + *lo], k->fill + *lo, k->best * (1 + SLACK), *hi - *lo) &&
+           k->v->prune(a + *lo, &k->before[e * k->W + *lo], k->fill + *lo, k->best * (1 + SLACK),
+                       *hi - *lo) &&
            narrow(a, lo, hi);
 }
 
