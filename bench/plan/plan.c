@@ -55,14 +55,21 @@ static double resident_mb(void)
     return (double)u.ru_maxrss / 1024;
 }
 
-static void solve_here(const struct world *w, enum plan_goal goal, double budget_s, struct answer *a)
+/* `rounds` times over; seconds are the median. */
+static void solve_here(const struct world *w, enum plan_goal goal, double budget_s, unsigned rounds,
+                       struct answer *a)
 {
+    double v[16];
     struct plan_opts o = {.goal = goal, .clock = &cpu_clock, .time_limit_s = budget_s};
     struct plan *p = NULL;
     struct plan_check_report rep;
-    uint64_t from = cpu_ns(NULL);
-    a->rc = plan_solve(w->c, w->m, NULL, &o, &p, &a->e);
-    a->seconds = (double)(cpu_ns(NULL) - from) / 1e9;
+    for (unsigned k = 0; k < rounds; k++) {
+        plan_free(p);
+        uint64_t from = cpu_ns(NULL);
+        a->rc = plan_solve(w->c, w->m, NULL, &o, &p, &a->e);
+        v[k] = (double)(cpu_ns(NULL) - from) / 1e9;
+    }
+    a->seconds = bench_median(v, rounds);
     a->megabytes = resident_mb();
     if (a->rc == ST_OK && (a->rc = plan_check(w->c, w->m, NULL, p, &rep, &a->e)) == ST_OK) {
         a->optimal = p->optimal;
@@ -94,9 +101,9 @@ static void replan_here(const struct world *w, enum plan_goal goal, size_t lost,
     }
 }
 
-/* Runs one of the two in a child; lost = SIZE_MAX for a solve. */
-static int in_child(const struct world *w, enum plan_goal goal, double budget_s, size_t lost,
-                    struct answer *a)
+/* Runs one of the two in a child; lost = SIZE_MAX for solves, of which there are `rounds`. */
+static int child(const struct world *w, enum plan_goal goal, double budget_s, unsigned rounds, size_t lost,
+                 struct answer *a)
 {
     int fd[2];
     *a = (struct answer){.rc = ST_EINTERNAL};
@@ -106,7 +113,7 @@ static int in_child(const struct world *w, enum plan_goal goal, double budget_s,
     if (pid == 0) {
         close(fd[0]);
         if (lost == SIZE_MAX)
-            solve_here(w, goal, budget_s, a);
+            solve_here(w, goal, budget_s, rounds, a);
         else
             replan_here(w, goal, lost, a);
         _exit(write(fd[1], a, sizeof *a) == (ssize_t)sizeof *a ? 0 : 1);
@@ -119,6 +126,12 @@ static int in_child(const struct world *w, enum plan_goal goal, double budget_s,
     if (pid > 0)
         waitpid(pid, NULL, 0);
     return rc;
+}
+
+static int in_child(const struct world *w, enum plan_goal goal, double budget_s, size_t lost,
+                    struct answer *a)
+{
+    return child(w, goal, budget_s, 1, lost, a);
 }
 
 static void skip(struct bench_run *run, const char *name, const struct answer *a)
@@ -134,7 +147,7 @@ static int exact_times(struct bench_run *run, struct err *e)
         size_t devices;
         unsigned goals; /* how many of the four, from the first */
         unsigned rounds;
-    } sizes[] = {{10, 4, 5}, {12, 4, 3}, {14, 3, 3}, {16, 3, 1}};
+    } sizes[] = {{10, 4, 9}, {12, 4, 5}, {14, 3, 5}, {16, 3, 3}};
     static const double rooms[] = {1.15, 2, 6};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         for (unsigned g = 0; g < sizes[i].goals; g++) {
@@ -145,18 +158,14 @@ static int exact_times(struct bench_run *run, struct err *e)
                 continue;
             for (size_t r = 0; r < 3 && a.rc == ST_OK; r++) {
                 struct world w;
-                double v[8];
-                unsigned n = run->o.quick && sizes[i].devices > 10 ? 1 : sizes[i].rounds;
+                unsigned n = run->o.quick && sizes[i].devices > 12 ? 1 : sizes[i].rounds;
                 int rc = world_mesh(&w, sizes[i].devices, 128, rooms[r], 11 + r, e);
                 if (rc < 0)
                     return rc;
-                for (unsigned k = 0; k < n && a.rc == ST_OK; k++) {
-                    if (in_child(&w, (enum plan_goal)g, 4, SIZE_MAX, &a) == ST_OK && !a.optimal)
-                        a.rc = err_set(&a.e, ST_EINTERNAL, "room %g: not proven optimal", rooms[r]);
-                    v[k] = a.seconds * 1e3;
-                    largest = fmax(largest, a.megabytes);
-                }
-                worst = fmax(worst, bench_median(v, n));
+                if (child(&w, (enum plan_goal)g, 4, n, SIZE_MAX, &a) == ST_OK && !a.optimal)
+                    a.rc = err_set(&a.e, ST_EINTERNAL, "room %g: not proven optimal", rooms[r]);
+                worst = fmax(worst, a.seconds * 1e3);
+                largest = fmax(largest, a.megabytes);
                 world_free(&w);
             }
             snprintf(name, sizeof name, "%s.%zu.slowest", goals[g], sizes[i].devices);
@@ -174,18 +183,10 @@ static int exact_times(struct bench_run *run, struct err *e)
 static void put_time(struct bench_run *run, const char *name, const struct world *w, enum plan_goal g,
                      unsigned rounds)
 {
-    double v[16];
     struct answer a;
-    for (unsigned k = 0; k < rounds; k++) {
-        if (in_child(w, g, 2, SIZE_MAX, &a) == ST_OK && !a.optimal)
-            a.rc = err_set(&a.e, ST_EINTERNAL, "not proven optimal: gap %.2f %%", 100 * a.gap);
-        if (a.rc < 0) {
-            skip(run, name, &a);
-            return;
-        }
-        v[k] = a.seconds * 1e3;
-    }
-    bench_put_series(run, "plan", name, v, rounds, 0);
+    if (child(w, g, 2, rounds, SIZE_MAX, &a) == ST_OK && !a.optimal)
+        a.rc = err_set(&a.e, ST_EINTERNAL, "not proven optimal: gap %.2f %%", 100 * a.gap);
+    a.rc == ST_OK ? bench_put(run, "plan", name, a.seconds * 1e3, 0) : skip(run, name, &a);
 }
 
 static int named(struct bench_run *run, struct err *e)
