@@ -164,6 +164,7 @@ static void fill_devices(struct agent *a, bool all)
         strata__v1__device__init(m);
         m->id = d->id;
         m->available_bytes = available(a, d);
+        m->session_bytes = sessions_device_bytes(a->sessions, d->id);
         a->dev_ptr[i] = m;
         if (!all)
             continue;

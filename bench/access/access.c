@@ -9,6 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "bench/access/cluster.h"
 #include "bench/bench.h"
 #include "common/base/clock.h"
 #include "common/base/str.h"
@@ -226,13 +227,31 @@ static int tickets(struct bench_run *run, struct err *e)
     return rc;
 }
 
+static int enforced(struct bench_run *run, struct err *e)
+{
+    struct bench_cluster k;
+    double ms[40];
+    unsigned rounds = run->o.quick ? 5 : 40;
+    int rc = bench_cluster_start(&k, e);
+    if (rc == ST_OK)
+        rc = bench_enforced(&k, ms, rounds, e);
+    bench_cluster_stop(&k);
+    if (rc < 0 && !strcmp(e->reason, "NO_PROGRAMS")) {
+        bench_skip(run, "access", "policy-change-to-enforced", e->text);
+        return ST_OK;
+    }
+    if (rc == ST_OK)
+        bench_put_series(run, "access", "policy-change-to-enforced", ms, rounds, 0);
+    return rc;
+}
+
 int bench_access(struct bench_run *run, struct err *e)
 {
     int rc;
     if ((rc = decisions(run, 100, "100", e)) < 0 || (rc = decisions(run, 1000, "1k", e)) < 0 ||
         (rc = decisions(run, 100000, "100k", e)) < 0)
         return rc;
-    bench_skip(run, "access", "policy-change-to-enforced",
-               "it needs a coordinator and an agent: test_grants measures it at the running daemon");
-    return tickets(run, e);
+    if ((rc = tickets(run, e)) < 0)
+        return rc;
+    return enforced(run, e);
 }

@@ -28,6 +28,7 @@ static void take_device(struct topo_device *d, const Strata__V1__Device *p)
 {
     *d = (struct topo_device){.software = p->software,
                               .memory_bytes = p->memory_bytes,
+                              .session_used_bytes = p->session_bytes,
                               .available_bytes =
                                   p->available_bytes < p->memory_bytes ? p->available_bytes : p->memory_bytes,
                               .compute_units = p->compute_units,
@@ -195,16 +196,18 @@ void api_nodes_hello(struct rpc_call *call, const ProtobufCMessage *req, void *a
     store_node(c, n);
     LOG_I(&c->log, "api", "node=%s connected devices=%zu resident=%zu epoch=%llu", n->name, n->ndevices,
           q->n_resident, (unsigned long long)n->epoch);
+    dsessions_account(c, n->name);
     jobs_node_up(c->jobs, n, r, q->n_resident);
     answer_hello(call, c, n, q, r);
     trust_tell(c->trust, s, false, false);
     free(r);
 }
 
-static void take_available(struct coord *c, struct topo_device *d, uint64_t bytes)
+static void take_available(struct coord *c, struct topo_device *d, uint64_t bytes, uint64_t sessions)
 {
     uint64_t was = d->available_bytes;
     d->available_bytes = bytes < d->memory_bytes ? bytes : d->memory_bytes;
+    d->session_used_bytes = sessions;
     /* A little more or less is noise of others on the device. */
     if (d->available_bytes > was && d->available_bytes - was > d->memory_bytes / 256)
         jobs_room_changed(c->jobs);
@@ -227,7 +230,8 @@ void api_nodes_heartbeat(struct rpc_call *call, const ProtobufCMessage *req, voi
     for (size_t i = 0; i < q->n_devices; i++)
         for (size_t k = 0; k < n->ndevices; k++)
             if (!strcmp(n->devices[k].local_id, q->devices[i]->id))
-                take_available(c, &n->devices[k], q->devices[i]->available_bytes);
+                take_available(c, &n->devices[k], q->devices[i]->available_bytes,
+                               q->devices[i]->session_bytes);
     Strata__V1__HeartbeatReply rep = STRATA__V1__HEARTBEAT_REPLY__INIT;
     Strata__V1__AuditHead head = STRATA__V1__AUDIT_HEAD__INIT;
     struct audit_stats st;

@@ -28,6 +28,7 @@ void dsessions_fini(struct coord *c)
         free(s);
     }
     map_free(c->dsessions.by_id);
+    c->dsessions.by_id = NULL;
     heap_fini(&c->dsessions.expiries);
 }
 
@@ -50,6 +51,52 @@ int dsession_claim(struct coord *c, const struct dsession *s, const struct polic
     return held ? quota_hold(c->quota, &q) : quota_reserve(c->quota, &q, p, why);
 }
 
+/* ---- what sessions may take of devices ---- */
+
+/* A session that may use several devices could put all of it on any of them. */
+static void account_list(const struct coord *c, const struct dsession *s, struct topo_node *n)
+{
+    for (; s; s = s->next) {
+        if (strcmp(s->node, n->name) || !quota_has(c->quota, s->id))
+            continue;
+        for (unsigned i = 0; i < s->n_devices; i++)
+            for (size_t k = 0; k < n->ndevices; k++) {
+                struct topo_device *d = &n->devices[k];
+                if (!strcmp(d->local_id, s->devices[i]) &&
+                    __builtin_add_overflow(d->session_bytes, s->limit_bytes, &d->session_bytes))
+                    d->session_bytes = UINT64_MAX;
+            }
+    }
+}
+
+void dsessions_account(struct coord *c, const char *node)
+{
+    struct topo_node *n = topo_node(c->topo, node);
+    for (size_t k = 0; n && k < n->ndevices; k++)
+        n->devices[k].session_bytes = 0;
+    if (n) {
+        account_list(c, c->dsessions.head, n);
+        account_list(c, c->dsessions.opening, n);
+    }
+}
+
+void dsession_opening(struct coord *c, struct dsession *s)
+{
+    s->next = c->dsessions.opening;
+    c->dsessions.opening = s;
+    dsessions_account(c, s->node);
+}
+
+void dsession_opened(struct coord *c, struct dsession *s)
+{
+    for (struct dsession **at = &c->dsessions.opening; *at; at = &(*at)->next)
+        if (*at == s) {
+            *at = s->next;
+            break;
+        }
+    s->next = NULL;
+}
+
 int dsession_add(struct coord *c, struct dsession *s)
 {
     int rc = heap_set(&c->dsessions.expiries, &s->expiry, (uint64_t)(s->expires_us + GRACE_US));
@@ -62,6 +109,7 @@ int dsession_add(struct coord *c, struct dsession *s)
     s->next = c->dsessions.head;
     c->dsessions.head = s;
     c->dsessions.ending += s->state == DSESSION_ENDING;
+    dsessions_account(c, s->node);
     return ST_OK;
 }
 
@@ -148,9 +196,25 @@ static int load(void *arg, const struct store_session *r)
     return dsession_add(c, s);
 }
 
+/* Under which request a session was opened, so that the request repeated is not another session. */
+static int load_request(void *arg, const struct store_request *r)
+{
+    struct coord *c = arg;
+    char id[40] = "";
+    if (strcmp(r->method, DSESSION_OPEN_METHOD) || r->response_len <= 32 || r->response_len >= 32 + sizeof id)
+        return 0;
+    memcpy(id, (const uint8_t *)r->response + 32, r->response_len - 32);
+    struct dsession *s = dsession_find(c, id);
+    if (s && str_copy(s->request_id, sizeof s->request_id, r->request_id))
+        memcpy(s->wish, r->response, 32);
+    return 0;
+}
+
 int dsessions_load(struct coord *c, struct err *e)
 {
     int rc = store_load_sessions(c->store, load, c, e);
+    if (rc == ST_OK)
+        rc = store_load_requests(c->store, load_request, c, e);
     return rc == ST_ENOMEM ? err_set(e, rc, "no memory for the sessions of state.db") : rc;
 }
 
@@ -191,9 +255,11 @@ static void changed(void *arg, int rc, const struct err *e)
         s->writing--;
         if (rc < 0)
             LOG_E(&c->log, "api", "session not recorded session=%s error=%s", s->id, e->text);
-        if (rc == ST_OK && ch->freed)
+        if (rc == ST_OK && ch->freed) {
             quota_release(c->quota, s->id);
-        else if (rc < 0 && ch->freed) { /* still charged: tried again with the next tick */
+            dsessions_account(c, s->node);
+            jobs_room_changed(c->jobs);
+        } else if (rc < 0 && ch->freed) { /* still charged: tried again with the next tick */
             s->state = DSESSION_ENDING;
             c->dsessions.ending++;
             s->asked = false;

@@ -19,6 +19,8 @@
 struct coord;
 struct coord_session;
 
+#define DSESSION_OPEN_METHOD "Sessions.Open" /* in state.db's requests */
+
 enum dsession_state { DSESSION_OPEN, DSESSION_ENDING, DSESSION_ENDED };
 
 struct dsession {
@@ -29,18 +31,21 @@ struct dsession {
     uint64_t limit_bytes, used_bytes, generation;
     int64_t opened_us, expires_us; /* expires: of the latest ticket */
     enum dsession_state state;
-    unsigned writing; /* changes of it on their way to disk */
-    bool active;      /* the agent said that it holds it */
-    bool asked;       /* the agent was asked to end it, no answer yet */
-    bool freed;       /* freed while writing: to be ended when that is through */
+    unsigned writing;    /* changes of it on their way to disk */
+    char request_id[80]; /* it was opened under; "" = none */
+    uint8_t wish[32];    /* SHA-256 of that request */
+    bool active;         /* the agent said that it holds it */
+    bool asked;          /* the agent was asked to end it, no answer yet */
+    bool freed;          /* freed while writing: to be ended when that is through */
     struct heap_node expiry;
     struct dsession *next;
 };
 struct dsessions {
     struct map *by_id;
     struct dsession *head;
-    struct heap expiries; /* when a record can go: its tickets have ended by every clock */
-    unsigned ending;      /* how many wait for their agent */
+    struct dsession *opening; /* claimed, on their way to disk */
+    struct heap expiries;     /* when a record can go: its tickets have ended by every clock */
+    unsigned ending;          /* how many wait for their agent */
 };
 
 int dsessions_init(struct coord *c) ST_CHECK;
@@ -52,6 +57,11 @@ struct dsession *dsession_find(struct coord *c, const char *id);
 /* Makes room, takes the claim; not yet in the list. ST_ERESOURCE with *why when the quota refuses. */
 int dsession_claim(struct coord *c, const struct dsession *s, const struct policy *p, bool held,
                    struct quota_refusal *why) ST_CHECK;
+/* Claimed and not in the list: until dsession_opened() the claim counts on its devices all the same. */
+void dsession_opening(struct coord *c, struct dsession *s);
+void dsession_opened(struct coord *c, struct dsession *s);
+/* Its claim is gone, or changed: what sessions may take of the node's devices is counted anew. */
+void dsessions_account(struct coord *c, const char *node);
 int dsession_add(struct coord *c, struct dsession *s) ST_CHECK; /* takes s, also on failure */
 void dsession_put(struct store_txn *t, const struct dsession *s);
 /* An event about a session, in a transaction. */

@@ -1,4 +1,5 @@
 /* Service Sessions: granting device sessions to users, and what agents say about them. */
+#include <openssl/evp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +12,6 @@
 #define LIFE_MIN_US (1ll * 1000000)
 #define LIFE_MAX_US (3600ll * 1000000)
 #define LIST_PAGE 500u
-#define REPORT_MAX 20000u /* sessions in one report */
 
 /* ---- what the caller may have ---- */
 
@@ -83,51 +83,12 @@ static uint32_t granted_on(struct coord *c, struct access_handle h, const char *
     return have;
 }
 
-/* Fills devices and permissions of s. On refusal the call has been answered. */
-static int resolve(struct rpc_call *call, struct coord *c, const struct topo_node *n,
-                   const Strata__V1__OpenSessionRequest *q, uint32_t perms, struct dsession *s)
+static bool named(const Strata__V1__OpenSessionRequest *q, const struct topo_device *d)
 {
-    struct access_handle h = access_set_find(c->access, s->principal, strlen(s->principal));
-    struct decision d, refusal = {.reason = ACCESS_NO_POLICY, .rule = RULE_DEFAULT_DENY};
-    enum permission missing = PERM_DEVICE_LIST, refused = perms ? (enum permission)__builtin_ctz(perms) : 0;
-    const char *where = NULL;
-    struct err e;
-    for (size_t i = 0; i < n->ndevices; i++) {
-        const struct topo_device *dev = &n->devices[i];
-        if (!asked_for(q, dev))
-            continue;
-        uint32_t have = granted_on(c, h, dev->id, perms, &d, &missing);
-        if (perms ? !d.allowed : !have) {
-            refusal = d;
-            refused = missing;
-            where = dev->id;
-            continue; /* a pattern takes those that are allowed; a name is looked at below */
-        }
-        if (s->n_devices == TICKET_DEVICES_MAX) {
-            err_reason(&e, ST_EINVAL, "TOO_MANY_DEVICES",
-                       "a session covers at most %u devices: name those that you want", TICKET_DEVICES_MAX);
-            api_refuse(call, c, EV_SECURITY_SESSION_OPENED, &e);
-            return e.code;
-        }
-        /* On every device of the session the same: what is granted on all of them. */
-        s->permissions = s->n_devices ? s->permissions & have : have;
-        s->generation = d.generation;
-        str_copy(s->devices[s->n_devices++], sizeof s->devices[0], dev->local_id);
-    }
-    bool by_name = false;
-    for (size_t i = 0; where && i < q->n_devices; i++)
-        by_name = by_name || !strcmp(q->devices[i], where) || !strcmp(q->devices[i], strchr(where, '/') + 1);
-    if (s->n_devices && s->permissions && !by_name)
-        return ST_OK;
-    if (!where && n->ndevices == 0) {
-        err_reason(&e, ST_ENOENT, "UNKNOWN_DEVICE", "node %s offers no device", n->name);
-        api_refuse(call, c, EV_SECURITY_SESSION_OPENED, &e);
-        return e.code;
-    }
-    api_deny(
-        call, c, &refusal,
-        &(struct access_request){.permission = refused, .device = where, .now_us = clock_wall_us(c->clock)});
-    return ST_EDENIED;
+    for (size_t i = 0; i < q->n_devices; i++)
+        if (!strcmp(q->devices[i], d->local_id) || !strcmp(q->devices[i], d->id))
+            return true;
+    return false;
 }
 
 static void refuse_quota(struct rpc_call *call, struct coord *c, const char *principal,
@@ -156,6 +117,81 @@ static void refuse_quota(struct rpc_call *call, struct coord *c, const char *pri
     api_record(c, &ev);
     event_meta_fini(&m);
     rpc_fail(call, &e);
+}
+
+/* The quota is said first: it is the caller's own. */
+static int refuse_full(struct rpc_call *call, struct coord *c, const struct dsession *s, const char *device)
+{
+    struct quota_refusal why;
+    char asked[16], free[16];
+    struct err e;
+    if (!quota_fits(c->quota, api_policy(c, s->principal), device, s->limit_bytes, &why)) {
+        refuse_quota(call, c, s->principal, &why);
+        return ST_ERESOURCE;
+    }
+    fmt_bytes(asked, s->limit_bytes);
+    fmt_bytes(free, topo_free_bytes(topo_device(c->topo, device, NULL)));
+    err_reason(&e, ST_ERESOURCE, "DEVICE_FULL",
+               "%s refused: device %s has %s that no job has and no other session may take", asked, device,
+               free);
+    api_refuse(call, c, EV_SECURITY_SESSION_OPENED, &e);
+    return e.code;
+}
+
+/* Fills devices and permissions of s. On refusal the call has been answered. */
+static int resolve(struct rpc_call *call, struct coord *c, const struct topo_node *n,
+                   const Strata__V1__OpenSessionRequest *q, uint32_t perms, struct dsession *s)
+{
+    struct access_handle h = access_set_find(c->access, s->principal, strlen(s->principal));
+    struct decision d, refusal = {.reason = ACCESS_NO_POLICY, .rule = RULE_DEFAULT_DENY};
+    enum permission missing = PERM_DEVICE_LIST, refused = perms ? (enum permission)__builtin_ctz(perms) : 0;
+    const char *where = NULL, *full = NULL;
+    bool full_by_name = false;
+    struct err e;
+    for (size_t i = 0; i < n->ndevices; i++) {
+        const struct topo_device *dev = &n->devices[i];
+        if (!asked_for(q, dev))
+            continue;
+        uint32_t have = granted_on(c, h, dev->id, perms, &d, &missing);
+        if (perms ? !d.allowed : !have) {
+            refusal = d;
+            refused = missing;
+            where = dev->id;
+            continue; /* a pattern takes those that are allowed; a name is looked at below */
+        }
+        if (s->limit_bytes >
+            topo_free_bytes(dev)) { /* with what jobs have there and other sessions may take */
+            full = dev->id;
+            full_by_name = full_by_name || named(q, dev);
+            continue;
+        }
+        if (s->n_devices == TICKET_DEVICES_MAX) {
+            err_reason(&e, ST_EINVAL, "TOO_MANY_DEVICES",
+                       "a session covers at most %u devices: name those that you want", TICKET_DEVICES_MAX);
+            api_refuse(call, c, EV_SECURITY_SESSION_OPENED, &e);
+            return e.code;
+        }
+        /* On every device of the session the same: what is granted on all of them. */
+        s->permissions = s->n_devices ? s->permissions & have : have;
+        s->generation = d.generation;
+        str_copy(s->devices[s->n_devices++], sizeof s->devices[0], dev->local_id);
+    }
+    bool by_name = false;
+    for (size_t i = 0; where && i < q->n_devices; i++)
+        by_name = by_name || !strcmp(q->devices[i], where) || !strcmp(q->devices[i], strchr(where, '/') + 1);
+    if (full && !by_name && (full_by_name || !s->n_devices))
+        return refuse_full(call, c, s, full);
+    if (s->n_devices && s->permissions && !by_name)
+        return ST_OK;
+    if (!where && n->ndevices == 0) {
+        err_reason(&e, ST_ENOENT, "UNKNOWN_DEVICE", "node %s offers no device", n->name);
+        api_refuse(call, c, EV_SECURITY_SESSION_OPENED, &e);
+        return e.code;
+    }
+    api_deny(
+        call, c, &refusal,
+        &(struct access_request){.permission = refused, .device = where, .now_us = clock_wall_us(c->clock)});
+    return ST_EDENIED;
 }
 
 /* ---- answers ---- */
@@ -259,6 +295,67 @@ static void ticket_event(struct grant *g, struct store_txn *t, const struct dses
 
 /* ---- Open ---- */
 
+static void renew(struct rpc_call *call, struct coord *c, struct dsession *s, uint64_t ttl_ns);
+
+static void record_request(struct store_txn *t, const struct dsession *s)
+{
+    uint8_t response[32 + sizeof s->id];
+    size_t n = strlen(s->id);
+    if (!*s->request_id)
+        return;
+    memcpy(response, s->wish, 32);
+    memcpy(response + 32, s->id, n);
+    store_txn_request_put(t, &(struct store_request){.principal = s->principal,
+                                                     .request_id = s->request_id,
+                                                     .method = DSESSION_OPEN_METHOD,
+                                                     .response = response,
+                                                     .response_len = 32 + n,
+                                                     .created_us = s->opened_us});
+}
+
+static int request_digest(const ProtobufCMessage *m, uint8_t sha[32])
+{
+    size_t n = protobuf_c_message_get_packed_size(m);
+    uint8_t *p = malloc(n + 1);
+    if (!p)
+        return ST_ENOMEM;
+    protobuf_c_message_pack(m, p);
+    int ok = EVP_Digest(p, n, sha, NULL, EVP_sha256(), NULL);
+    free(p);
+    return ok == 1 ? ST_OK : ST_EINTERNAL;
+}
+
+static struct dsession *opened_as(struct dsession *s, const char *principal, const char *id)
+{
+    while (s && (strcmp(s->request_id, id) || strcmp(s->principal, principal)))
+        s = s->next;
+    return s;
+}
+
+/* A request that was made before, under the id it has now, is answered with the session it made, for as long
+ * as that is known, and takes nothing more. True: the call has been answered. */
+static bool repeated(struct rpc_call *call, struct coord *c, const Strata__V1__OpenSessionRequest *q,
+                     const uint8_t wish[32])
+{
+    const char *id = rpc_request_id(call), *who = rpc_peer(call)->principal;
+    struct dsession *s = *id ? opened_as(c->dsessions.head, who, id) : NULL;
+    struct err e;
+    if (*id && opened_as(c->dsessions.opening, who, id)) {
+        rpc_finish(call, 14, "IN_PROGRESS", "this very request is being carried out: ask again");
+        return true;
+    }
+    if (!s)
+        return false;
+    if (memcmp(s->wish, wish, 32)) {
+        err_reason(&e, ST_ECONFLICT, "REQUEST_ID_REUSED",
+                   "session %s was opened under this request id with other wishes: use a new id", s->id);
+        api_refuse(call, c, EV_SECURITY_SESSION_OPENED, &e);
+    } else {
+        renew(call, c, s, q->ttl_ns);
+    }
+    return true;
+}
+
 static void on_opened(void *arg, int rc, const struct err *e)
 {
     struct grant *g = arg;
@@ -266,11 +363,14 @@ static void on_opened(void *arg, int rc, const struct err *e)
     struct dsession *s = g->fresh;
     char id[40];
     str_copy(id, sizeof id, s->id);
+    dsession_opened(c, s);
     if (rc < 0 || c->stopping) {
         quota_release(c->quota, id);
+        dsessions_account(c, s->node);
         free(s);
         rc = rc < 0 ? rc : ST_ECLOSED;
     } else if ((rc = dsession_add(c, s)) < 0) {
+        quota_release(c->quota, id);
         LOG_E(&c->log, "api", "no memory to keep session=%s: it is granted to nobody", id);
     } else {
         quota_commit(c->quota, id);
@@ -317,15 +417,23 @@ void api_sessions_open(struct rpc_call *call, const ProtobufCMessage *req, void 
     /* Whoever has no policy learns nothing, not even which nodes there are. */
     if (!api_allow(call, c, PERM_DEVICE_INFO))
         return;
-    if (check_open(c, q, &n, &perms, &life, &e) < 0) {
-        api_refuse(call, c, EV_SECURITY_SESSION_OPENED, &e);
-        return;
-    }
-    struct dsession *s = calloc(1, sizeof *s);
+    uint8_t wish[32];
+    struct dsession *s = request_digest(req, wish) == ST_OK ? calloc(1, sizeof *s) : NULL;
     if (!s) {
         api_no_memory(call);
         return;
     }
+    if (repeated(call, c, q, wish)) {
+        free(s);
+        return;
+    }
+    if (check_open(c, q, &n, &perms, &life, &e) < 0) {
+        free(s);
+        api_refuse(call, c, EV_SECURITY_SESSION_OPENED, &e);
+        return;
+    }
+    str_copy(s->request_id, sizeof s->request_id, rpc_request_id(call));
+    memcpy(s->wish, wish, sizeof wish);
     uint8_t raw[TICKET_SESSION_LEN];
     c->rng->fill(c->rng->arg, raw, sizeof raw);
     memcpy(s->id, "s-", 2);
@@ -371,6 +479,8 @@ void api_sessions_open(struct rpc_call *call, const ProtobufCMessage *req, void 
     s->opened_us = g->issued_us;
     s->expires_us = g->expires_us;
     g->fresh = s;
+    dsession_opening(c, s);
+    record_request(t, s);
     struct event_meta m = {0};
     char addr[64];
     quic_addr_str(quic_conn_remote(rpc_session_conn(rpc_call_session(call))), addr);
@@ -427,17 +537,13 @@ static void on_renewed(void *arg, int rc, const struct err *e)
     free(g);
 }
 
-void api_sessions_renew(struct rpc_call *call, const ProtobufCMessage *req, void *arg)
+/* Another ticket of the session, good from now on. */
+static void renew(struct rpc_call *call, struct coord *c, struct dsession *s, uint64_t ttl_ns)
 {
-    struct coord *c = arg;
-    const Strata__V1__RenewSessionRequest *q = (const Strata__V1__RenewSessionRequest *)req;
-    struct dsession *s = own(call, c, q->session, false);
     char reason[40];
     struct err e;
     int64_t life;
-    if (!s)
-        return;
-    int rc = life_of(q->ttl_ns, &life, &e);
+    int rc = life_of(ttl_ns, &life, &e);
     if (rc == ST_OK && s->state != DSESSION_OPEN)
         rc = err_reason(&e, ST_ECONFLICT, "TICKET_REVOKED", "session %s has ended (%s): open another", s->id,
                         s->reason);
@@ -472,6 +578,15 @@ void api_sessions_renew(struct rpc_call *call, const ProtobufCMessage *req, void
         err_set(&e, rc, "state.db does not take the renewal now (%s): try again", status_name(rc));
         on_renewed(g, rc, &e);
     }
+}
+
+void api_sessions_renew(struct rpc_call *call, const ProtobufCMessage *req, void *arg)
+{
+    struct coord *c = arg;
+    const Strata__V1__RenewSessionRequest *q = (const Strata__V1__RenewSessionRequest *)req;
+    struct dsession *s = own(call, c, q->session, false);
+    if (s)
+        renew(call, c, s, q->ttl_ns);
 }
 
 struct info {
@@ -613,121 +728,4 @@ void api_sessions_list(struct rpc_call *call, const ProtobufCMessage *req, void 
         api_no_memory(call);
     free(v);
     free(pv);
-}
-
-/* ---- what agents say ---- */
-
-/* An agent holds what nobody here knows of (a state.db from a backup): charged, and ended. */
-static void adopt(struct coord *c, const char *node, const Strata__V1__SessionHeld *h)
-{
-    struct dsession *s = calloc(1, sizeof *s);
-    if (!s || strlen(h->session) >= sizeof s->id || strlen(h->principal) >= sizeof s->principal) {
-        free(s);
-        return;
-    }
-    str_copy(s->id, sizeof s->id, h->session);
-    str_copy(s->principal, sizeof s->principal, h->principal);
-    str_copy(s->node, sizeof s->node, node);
-    s->limit_bytes = h->limit_bytes > INT64_MAX / 1024 ? INT64_MAX / 1024 : h->limit_bytes;
-    s->opened_us = clock_wall_us(c->clock);
-    s->expires_us = h->expires_us > s->opened_us && h->expires_us < s->opened_us + TICKET_MAX_LIFE_US
-                        ? h->expires_us
-                        : s->opened_us + LIFE_MAX_US;
-    char id[40];
-    str_copy(id, sizeof id, s->id);
-    if (dsession_claim(c, s, NULL, true, NULL) < 0) {
-        free(s);
-        return;
-    }
-    if (dsession_add(c, s) < 0) {
-        quota_release(c->quota, id);
-        return;
-    }
-    s->active = true;
-    dsession_end(c, s, "UNKNOWN_SESSION", "coordinator");
-}
-
-static void take_held(struct coord *c, const char *node, const Strata__V1__SessionHeld *h)
-{
-    struct dsession *s = dsession_find(c, h->session);
-    if (!s) {
-        adopt(c, node, h);
-        s = dsession_find(c, h->session);
-    }
-    if (!s || strcmp(s->node, node) || s->state == DSESSION_ENDED)
-        return;
-    s->active = true;
-    s->used_bytes = h->used_bytes;
-    quota_used(c->quota, s->id, h->used_bytes);
-}
-
-static bool lists(const Strata__V1__SessionReport *q, const char *id)
-{
-    for (size_t i = 0; i < q->n_held; i++)
-        if (!strcmp(q->held[i]->session, id))
-            return true;
-    return false;
-}
-
-/* Whatever the node has to end or to go on refusing. */
-static void answer_report(struct rpc_call *call, struct coord *c, const char *node, bool complete)
-{
-    Strata__V1__SessionReportReply rep = STRATA__V1__SESSION_REPORT_REPLY__INIT;
-    size_t n = 0, k = 0;
-    for (struct dsession *s = c->dsessions.head; s; s = s->next)
-        n += !strcmp(s->node, node);
-    Strata__V1__SessionEnd *v = calloc(n + 1, sizeof *v), **pv = calloc(n + 1, sizeof(*pv));
-    for (struct dsession *s = v && pv ? c->dsessions.head : NULL; s; s = s->next) {
-        if (strcmp(s->node, node) || s->state == DSESSION_OPEN || (s->state == DSESSION_ENDED && !complete))
-            continue;
-        strata__v1__session_end__init(&v[k]);
-        v[k].session = s->id;
-        v[k].reason = s->reason;
-        v[k].expires_us = s->expires_us;
-        pv[k] = &v[k];
-        k++;
-    }
-    rep.end = pv;
-    rep.n_end = k;
-    if (v && pv)
-        rpc_reply(call, &rep.base);
-    else
-        api_no_memory(call);
-    free(v);
-    free(pv);
-}
-
-void api_sessions_report(struct rpc_call *call, const ProtobufCMessage *req, void *arg)
-{
-    struct coord *c = arg;
-    const Strata__V1__SessionReport *q = (const Strata__V1__SessionReport *)req;
-    const struct tls_identity *id = rpc_peer(call);
-    struct topo_node *n = id->kind == TLS_NODE ? topo_node(c->topo, id->name) : NULL;
-    struct err e;
-    if (!n) {
-        err_reason(&e, ST_EDENIED, "NOT_A_NODE", "only a registered node reports sessions, %s is none",
-                   id->principal);
-        api_refuse(call, c, EV_SECURITY_ACCESS_DENIED, &e);
-        return;
-    }
-    if (n->epoch != q->epoch || api_node_rpc(n) != rpc_call_session(call)) {
-        rpc_finish(call, 10, "STALE_EPOCH", "this registration of the node is void: say hello again");
-        return;
-    }
-    if (q->n_held > REPORT_MAX || q->n_ended > REPORT_MAX) {
-        rpc_finish(call, 3, "TOO_MANY", "more sessions than a node may report at once");
-        return;
-    }
-    for (size_t i = 0; i < q->n_held; i++)
-        take_held(c, n->name, q->held[i]);
-    for (size_t i = 0; i < q->n_ended; i++) {
-        struct dsession *s = dsession_find(c, q->ended[i]->session);
-        if (s && !strcmp(s->node, n->name))
-            dsession_freed(c, s, *q->ended[i]->reason ? q->ended[i]->reason : "CLOSED");
-    }
-    /* An agent that started anew lost them; their tickets must not bring them back unseen. */
-    for (struct dsession *s = q->complete ? c->dsessions.head : NULL; s; s = s->next)
-        if (s->active && s->state == DSESSION_OPEN && !strcmp(s->node, n->name) && !lists(q, s->id))
-            dsession_end(c, s, "AGENT_RESTARTED", "coordinator");
-    answer_report(call, c, n->name, q->complete);
 }

@@ -132,7 +132,7 @@ int topo_hello(struct topo *t, const char *name, const struct topo_device *devic
     for (size_t i = 0; i < ndev; i++) {
         copy[i] = devices[i];
         snprintf(copy[i].id, sizeof copy[i].id, "%s/%s", name, devices[i].local_id);
-        copy[i].reserved_bytes = copy[i].resident_bytes = 0;
+        copy[i].reserved_bytes = copy[i].resident_bytes = copy[i].session_bytes = 0;
         for (size_t j = 0; j < n->ndevices; j++)
             if (!strcmp(n->devices[j].local_id, copy[i].local_id))
                 copy[i].reserved_bytes = n->devices[j].reserved_bytes;
@@ -238,11 +238,16 @@ struct topo_node *topo_at(const struct topo *t, size_t i)
     return t->v[i];
 }
 
+static uint64_t less(uint64_t a, uint64_t b)
+{
+    return a > b ? a - b : 0;
+}
+
 uint64_t topo_free_bytes(const struct topo_device *d)
 {
-    uint64_t pending = d->reserved_bytes > d->resident_bytes ? d->reserved_bytes - d->resident_bytes : 0;
-    uint64_t free = d->available_bytes > pending ? d->available_bytes - pending : 0;
-    /* What the agent last said may be older than a load that has begun since. */
-    uint64_t ours = d->memory_bytes > d->reserved_bytes ? d->memory_bytes - d->reserved_bytes : 0;
+    uint64_t free = less(d->available_bytes, less(d->reserved_bytes, d->resident_bytes));
+    free = less(free, less(d->session_bytes, d->session_used_bytes));
+    /* What the agent last said may be older than a load or a session that has begun since. */
+    uint64_t ours = less(less(d->memory_bytes, d->reserved_bytes), d->session_bytes);
     return free < ours ? free : ours;
 }

@@ -27,6 +27,9 @@ struct topo_device {
     uint64_t memory_bytes, available_bytes; /* as the agent last said */
     uint64_t reserved_bytes;                /* by jobs, in total; kept by topo_reserve/topo_unreserve */
     uint64_t resident_bytes; /* part of reserved that the agent already holds, so counted in available */
+    uint64_t session_bytes;  /* that device sessions may take here at most; kept by the api room */
+    uint64_t
+        session_used_bytes; /* part of it that is taken, as the agent said together with available_bytes */
     uint32_t compute_units;
     double flops_per_s, bytes_per_s; /* measured; 0 = not measured */
 };
@@ -74,8 +77,8 @@ struct topo_device *topo_device(struct topo *t, const char *id, struct topo_node
 size_t topo_count(const struct topo *t);
 struct topo_node *topo_at(const struct topo *t, size_t i); /* by name, ascending */
 
-/* What is free for another job: available, less what is reserved and not yet resident; and never more than
- * its memory less all that is reserved. Not negative. */
+/* What is free for another job or session: available, less what jobs have reserved and sessions may take and
+ * neither has yet; and never more than its memory less all that is reserved or may be taken. Not negative. */
 uint64_t topo_free_bytes(const struct topo_device *d);
 
 #endif

@@ -100,7 +100,8 @@ void begin(enum who who, const ProtobufCServiceDescriptor *svc, const char *meth
     struct rpc_call *call;
     struct err e;
     *a = (struct answer){0};
-    OK(rpc_call(&call, w.p[who].rpc, svc, method, RPC_UNARY, q, &(struct rpc_call_opts){0}, &ops, a, &e));
+    OK(rpc_call(&call, w.p[who].rpc, svc, method, RPC_UNARY, q,
+                &(struct rpc_call_opts){.request_id = w.request_id}, &ops, a, &e));
 }
 
 void drop(struct answer *a)

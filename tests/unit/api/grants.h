@@ -56,7 +56,8 @@ struct grants {
     char revoked[64][40], reasons[64][40];
     unsigned nrevoked;
     uint64_t revoked_ns;
-    bool stubborn; /* does not answer Revoke */
+    bool stubborn;          /* does not answer Revoke */
+    const char *request_id; /* of the calls from now on; NULL = none */
 };
 extern struct grants w; /* the one world of a test program */
 

@@ -361,11 +361,90 @@ static void an_agent_that_does_not_answer_is_asked_again(void **st)
     WAIT(held(NULL) == before - 7 * MB);
 }
 
+/* What sessions may take is off what a device has, from the moment they are asked for: all of them at once
+ * never promise more than there is, whatever each one's quota allows. */
+static void devices_are_never_promised_twice(void **st)
+{
+    (void)st;
+    Strata__V1__OpenSessionRequest q;
+    struct answer a[12] = {0};
+    unsigned yes = 0, full = 0;
+    char id[12][40] = {{0}}, other[40];
+    given("user/alice", "user", NULL, 100000 * MB);
+    given("user/bob", "user", NULL, 100000 * MB);
+    open_request(&q, 200 * MB, 0);
+    for (unsigned i = 0; i < 12; i++) /* without a turn in between */
+        begin(i % 2 ? ALICE : BOB, &strata__v1__sessions__descriptor, "Open", &q.base, &a[i]);
+    for (unsigned i = 0; i < 12; i++) {
+        WAIT(a[i].done);
+        if (a[i].m)
+            str_copy(id[yes++], 40, ((Strata__V1__SessionGrant *)a[i].m)->session);
+        full += !strcmp(a[i].st.reason, "DEVICE_FULL");
+        drop(&a[i]);
+    }
+    assert_int_equal(yes, 5); /* of 200 MiB each, of 1 GiB */
+    assert_int_equal(full, 7);
+    expect(open_session(ALICE, 100 * MB, 0, other), "DEVICE_FULL");
+    /* What the agent says that is taken is among what may be taken: nothing changes. */
+    agent_says(false, id[0], 150 * MB, NULL);
+    expect(open_session(ALICE, 100 * MB, 0, other), "DEVICE_FULL");
+    for (unsigned i = 0; i < yes; i++)
+        expect(end_session(ADMIN, "Kill", id[i]), "");
+    WAIT(!held(NULL));
+    struct answer again;
+    do { /* bob's are over a moment later */
+        again = open_session(ALICE, 900 * MB, 0, other);
+        bool there = again.m != NULL;
+        drop(&again);
+        if (there)
+            break;
+        turn();
+    } while (true);
+    expect(end_session(ALICE, "Close", other), "");
+    WAIT(!held(NULL));
+}
+
+static void a_repeated_request_is_one_session(void **st)
+{
+    (void)st;
+    char one[40], two[40], three[40];
+    given("user/alice", "user", NULL, 100 * MB);
+    given("user/bob", "user", NULL, 100 * MB);
+    w.request_id = "r-17";
+    opened(ALICE, 60 * MB, 0, one);
+    opened(ALICE, 60 * MB, 0, two);
+    assert_string_equal(one, two);
+    assert_int_equal(held(NULL), 60 * MB); /* taken once */
+    expect(open_session(ALICE, 61 * MB, 0, two), "REQUEST_ID_REUSED");
+    opened(BOB, 10 * MB, 0, three); /* another's id is another's */
+    assert_string_not_equal(one, three);
+    daemon_kill(SIGKILL);
+    for (unsigned i = 0; i < PEERS; i++)
+        WAIT(w.p[i].closed);
+    daemon_start();
+    for (unsigned i = 0; i < PEERS; i++)
+        dial(&w.p[i]);
+    hello();
+    agent_says(true, NULL, 0, NULL);
+    opened(ALICE, 60 * MB, 0, two);
+    assert_string_equal(one, two);
+    assert_int_equal(held(NULL), 60 * MB);
+    w.request_id = NULL;
+    expect(end_session(ALICE, "Close", one), "");
+    w.request_id = "r-17";
+    expect(open_session(ALICE, 60 * MB, 0, two), "TICKET_REVOKED"); /* over is over */
+    w.request_id = NULL;
+    expect(end_session(BOB, "Close", three), "");
+    WAIT(!held(NULL));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_grant_is_a_ticket_and_its_escrow),
         cmocka_unit_test(many_at_once_never_overshoot),
+        cmocka_unit_test(devices_are_never_promised_twice),
+        cmocka_unit_test(a_repeated_request_is_one_session),
         cmocka_unit_test(bad_sessions_are_refused),
         cmocka_unit_test(bad_policies_change_nothing),
         cmocka_unit_test(a_change_reaches_the_agent_within_a_second),

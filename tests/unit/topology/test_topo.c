@@ -108,6 +108,20 @@ static void test_devices(void **st)
     d->available_bytes = 20;
     assert_int_equal(topo_free_bytes(d), 20);
     d->available_bytes = 200;
+    d->reserved_bytes = d->resident_bytes = 50;
+    d->available_bytes = 150;
+    d->session_bytes = 100; /* what sessions may take is taken, whether they have it yet or not */
+    assert_int_equal(topo_free_bytes(d), 50);
+    d->session_used_bytes = 100;
+    d->available_bytes = 50;
+    assert_int_equal(topo_free_bytes(d), 50);
+    d->available_bytes = 30; /* 20 bytes are somebody else's */
+    assert_int_equal(topo_free_bytes(d), 30);
+    d->session_used_bytes = 40;
+    d->available_bytes = 90;
+    assert_int_equal(topo_free_bytes(d), 30);
+    d->session_bytes = d->session_used_bytes = 0;
+    d->available_bytes = 200;
     d->resident_bytes = 0;
     d->reserved_bytes = 300;
     assert_int_equal(topo_free_bytes(d), 0);
