@@ -51,11 +51,10 @@ static void finish(struct between *c, int rc, const struct err *e)
                   rc < 0 ? e->text : NULL);
     if (rc < 0) {
         work_fail(&c->w, rc, e);
-    } else if (c->w.call) {
+    } else {
         Strata__V1__Copied r = STRATA__V1__COPIED__INIT;
         r.bytes = c->total;
-        trail_reply(c->w.s->owner, c->w.call, &r.base);
-        c->w.call = NULL;
+        work_reply(&c->w, &r.base);
     }
     stop(&c->w);
 }

@@ -243,7 +243,7 @@ static void deallocated(void *arg, int rc, const struct err *e)
 {
     struct freeing *f = arg;
     struct buffer *b = f->b;
-    if (f->w.call && rc == ST_OK) {
+    if (rc == ST_OK) {
         Strata__V1__Buffer r = STRATA__V1__BUFFER__INIT;
         struct event_meta m = {0};
         char hex[9];
@@ -254,8 +254,7 @@ static void deallocated(void *arg, int rc, const struct err *e)
         r.handle = (ProtobufCBinaryData){HANDLE_LEN, b->handle};
         r.device = b->device;
         r.bytes = b->bytes;
-        trail_reply(f->w.s->owner, f->w.call, &r.base);
-        f->w.call = NULL;
+        work_reply(&f->w, &r.base);
     } else {
         work_fail(&f->w, rc, e);
     }

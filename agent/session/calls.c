@@ -256,9 +256,9 @@ static void reply_lease(struct sessions *ss, struct rpc_call *call, int rc, cons
 static void on_lease(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)
 {
     const Strata__V1__LeaseRequest *rq = (const Strata__V1__LeaseRequest *)msg;
-    struct session *s = call_allowed(arg, call, PERM_DEVICE_ALLOCATE, rq->device);
+    struct session *s =
+        repeated(arg, call, msg) ? NULL : call_allowed(arg, call, PERM_DEVICE_ALLOCATE, rq->device);
     struct err e;
-    (void)arg;
     if (s)
         reply_lease(arg, call, lease_take(s, rq->device, rq->exclusive, &e), &e, rq->device, rq->exclusive);
 }
@@ -266,10 +266,10 @@ static void on_lease(struct rpc_call *call, const ProtobufCMessage *msg, void *a
 static void on_release(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)
 {
     const char *device = ((const Strata__V1__ReleaseLeaseRequest *)msg)->device;
-    struct session *s = call_allowed(arg, call, PERM_DEVICE_ALLOCATE, device);
+    struct session *s =
+        repeated(arg, call, msg) ? NULL : call_allowed(arg, call, PERM_DEVICE_ALLOCATE, device);
     struct err e;
     bool exclusive = false;
-    (void)arg;
     if (!s)
         return;
     int rc = lease_drop(s, device, &exclusive, &e);
@@ -281,8 +281,8 @@ static void on_release(struct rpc_call *call, const ProtobufCMessage *msg, void 
 static void on_allocate(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)
 {
     const Strata__V1__AllocateRequest *rq = (const Strata__V1__AllocateRequest *)msg;
-    struct session *s = call_allowed(arg, call, PERM_MEMORY_ALLOCATE, rq->device);
-    (void)arg;
+    struct session *s =
+        repeated(arg, call, msg) ? NULL : call_allowed(arg, call, PERM_MEMORY_ALLOCATE, rq->device);
     if (s)
         buffer_allocate(s, call, rq->device, rq->bytes);
 }
@@ -290,9 +290,10 @@ static void on_allocate(struct rpc_call *call, const ProtobufCMessage *msg, void
 static void on_deallocate(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)
 {
     struct buffer *b;
-    struct session *s = allowed_on(arg, call, PERM_MEMORY_DEALLOCATE,
-                                   &((const Strata__V1__DeallocateRequest *)msg)->handle, &b);
-    (void)arg;
+    struct session *s = repeated(arg, call, msg)
+                            ? NULL
+                            : allowed_on(arg, call, PERM_MEMORY_DEALLOCATE,
+                                         &((const Strata__V1__DeallocateRequest *)msg)->handle, &b);
     if (s)
         buffer_deallocate(s, call, b);
 }
@@ -321,9 +322,10 @@ static void on_copy_between(struct rpc_call *call, const ProtobufCMessage *msg, 
 {
     const Strata__V1__CopyBetweenRequest *rq = (const Strata__V1__CopyBetweenRequest *)msg;
     struct buffer *to, *from;
-    struct session *s = allowed_on(arg, call, PERM_MEMORY_COPY_DEVICE_TO_DEVICE, &rq->to, &to);
+    struct session *s = repeated(arg, call, msg)
+                            ? NULL
+                            : allowed_on(arg, call, PERM_MEMORY_COPY_DEVICE_TO_DEVICE, &rq->to, &to);
     struct err e;
-    (void)arg;
     if (!s)
         return;
     if (rq->from_node[0] && rq->from.len)

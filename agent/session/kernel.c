@@ -59,11 +59,10 @@ static void executed(void *arg, int rc, const struct err *e, uint64_t value)
     tell(r, rc < 0 ? e->text : NULL);
     if (rc < 0) {
         work_fail(&r->w, rc, e);
-    } else if (r->w.call) {
+    } else {
         Strata__V1__ExecuteReply m = STRATA__V1__EXECUTE_REPLY__INIT;
         m.value = value;
-        trail_reply(r->w.s->owner, r->w.call, &m.base);
-        r->w.call = NULL;
+        work_reply(&r->w, &m.base);
     }
     over(r);
 }
@@ -267,9 +266,9 @@ static int own(struct session *s, struct rpc_call *call, const Strata__V1__Execu
 void on_execute(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)
 {
     const Strata__V1__ExecuteRequest *rq = (const Strata__V1__ExecuteRequest *)msg;
-    struct session *s = call_allowed(arg, call, PERM_COMPUTE_EXECUTE, rq->device);
+    struct session *s =
+        repeated(arg, call, msg) ? NULL : call_allowed(arg, call, PERM_COMPUTE_EXECUTE, rq->device);
     struct err e;
-    (void)arg;
     if (!s)
         return;
     struct running *r = calloc(1, sizeof *r);

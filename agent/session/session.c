@@ -142,6 +142,7 @@ static void session_free(struct session *s)
         event_free(s->timer);
     if (s->later)
         event_free(s->later);
+    repeats_free(s);
     while (s->leases) {
         struct lease *l = s->leases;
         s->leases = l->next;
@@ -297,7 +298,7 @@ static void name_of(const struct ticket *t, char out[SESSION_NAME_MAX + 1])
     hex_encode(out + 2, t->grant.session, TICKET_SESSION_LEN);
 }
 
-static struct session *find(const struct sessions *ss, const char *name)
+struct session *session_find(const struct sessions *ss, const char *name)
 {
     struct session *s = ss->head;
     while (s && strcmp(s->name, name) != 0)
@@ -329,7 +330,7 @@ static int check_ticket(struct sessions *ss, struct rpc_call *call, const uint8_
         return err_reason(e, ST_EDENIED, "TICKET_REVOKED",
                           "the ticket's session is over (%s): ask the coordinator for another one",
                           g ? g->reason : "too old");
-    const struct session *s = find(ss, name);
+    const struct session *s = session_find(ss, name);
     if (s && (s->ending || memcmp(s->ticket.holder, t->holder, sizeof t->holder)))
         return err_reason(e, ST_EDENIED, s->ending ? "TICKET_REVOKED" : "TICKET_WRONG_HOLDER",
                           "the ticket's session %s: ask the coordinator for another one",
@@ -403,7 +404,7 @@ int session_attach(struct sessions *ss, struct rpc_call *call, const uint8_t *ti
         trail_ticket_refused(ss, call, ticket, n, e);
         return rc;
     }
-    struct session *s = find(ss, name);
+    struct session *s = session_find(ss, name);
     bool begun = s != NULL;
     if (!begun && (rc = session_new(&s, ss, &t, name, e)) < 0)
         return rc;
@@ -507,7 +508,7 @@ int session_worker(struct session *s, struct err *e)
 static void on_cancel(struct rpc_call *call, void *arg)
 {
     struct work *w = arg;
-    (void)call;
+    repeat_left(w, call);
     w->call = NULL;
     w->on_slot = NULL;
     w->stop(w);
@@ -538,6 +539,7 @@ int work_begin(struct session *s, struct work *w, struct rpc_call *call, int typ
 void work_end(struct work *w)
 {
     struct session *s = w->s;
+    repeat_late(w, NULL);
     *w->prev = w->next;
     if (w->next)
         w->next->prev = w->prev;
@@ -545,6 +547,16 @@ void work_end(struct work *w)
     s->ncopies -= w->copy;
     w->s = NULL;
     session_settle(s);
+}
+
+void work_reply(struct work *w, const ProtobufCMessage *reply)
+{
+    struct rpc_call *call = w->call;
+    w->call = NULL;
+    if (call)
+        trail_reply(w->s->owner, call, reply);
+    else
+        repeat_late(w, reply);
 }
 
 void work_fail(struct work *w, int rc, const struct err *e)
@@ -690,7 +702,7 @@ void sessions_trust(struct sessions *ss)
 void sessions_revoke(struct sessions *ss, const char *session, const char *reason, int64_t expires_us,
                      sessions_ended_fn fn, void *arg)
 {
-    struct session *s = find(ss, session);
+    struct session *s = session_find(ss, session);
     if (!s) {
         if (strlen(session) <= SESSION_NAME_MAX)
             gone_put(ss, session, reason, expires_us, false);

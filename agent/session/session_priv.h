@@ -14,12 +14,13 @@
 #define MAX_BUFFERS 1024u /* handles of one session */
 #define MAX_WORKS 32u     /* calls of one session under way */
 #define MAX_COPIES 8u     /* of them with buffered bytes: each up to a few COPY_CHUNK */
+#define REPEATS 64u       /* requests with an id that a session remembers */
 #define MAX_LEASES 64u
 #define MAX_OFFERS 64u
 #define MAX_LINGER_NS (600 * NS_PER_S)
 #define COPY_CHUNK (1u << 20)
 #define OFFER_NS (60 * NS_PER_S)
-#define REVOKE_NS (800 * NS_PER_MS) /* a worker that has not let go by then is killed */
+#define REVOKE_NS (500 * NS_PER_MS) /* a worker that has not let go by then is killed */
 #define GONE_MAX 65536u             /* ended sessions that are remembered */
 
 /* A piece of device memory with a handle. In the session's list from before it is allocated until it is free.
@@ -103,6 +104,8 @@ struct session {
     uint64_t kill_ns;
     struct waiter *waiters;
     struct log_limit refusals;
+    struct repeat *repeats; /* REPEATS of them; NULL before the first */
+    unsigned next_repeat;
     unsigned held_back; /* refusals without a row, since the last one with */
 };
 
@@ -140,6 +143,7 @@ int session_attach(struct sessions *ss, struct rpc_call *call, const uint8_t *ti
                    uint64_t linger_ns, struct session **out, struct err *e) ST_CHECK;
 int session_renew(struct session *s, struct rpc_call *call, const uint8_t *ticket, size_t n,
                   struct err *e) ST_CHECK;
+struct session *session_find(const struct sessions *ss, const char *name); /* NULL = none */
 /* The session of the call's connection, alive; ST_EDENIED with NO_SESSION or the reason of its end. */
 int session_of(struct rpc_call *call, struct session **out, struct err *e) ST_CHECK;
 /* May it, on this device (NULL = none in particular)? Refusals are audited here. */
@@ -161,6 +165,8 @@ int work_begin(struct session *s, struct work *w, struct rpc_call *call, int typ
 void work_end(struct work *w);
 /* Answers the call, if it is still there, with rc and what *e says, and forgets it. */
 void work_fail(struct work *w, int rc, const struct err *e);
+/* Answers the call, or keeps the answer if the caller left. */
+void work_reply(struct work *w, const ProtobufCMessage *reply);
 /* The audit row of a copy of w: how many bytes, and how long it took. */
 void work_tell_copy(const struct work *w, const char *device, uint64_t bytes, int result, const char *error);
 uint64_t work_us(const struct work *w);
@@ -185,6 +191,19 @@ void trail_reply_buffer(struct sessions *ss, struct rpc_call *call, const Protob
 void trail_fail(struct sessions *ss, struct rpc_call *call, const struct err *e);
 /* The row of an end, then session_over() and the waiters, which it takes. */
 void trail_closed(struct session *s);
+
+ProtobufCMessage *trail_copy(const ProtobufCMessage *m); /* NULL: no memory */
+
+/* ---- repeat.c ---- */
+
+/* True: the request was made before under its id, and the call has been answered. */
+bool repeated(struct sessions *ss, struct rpc_call *call, const ProtobufCMessage *m);
+void repeat_answered(struct rpc_call *call, const ProtobufCMessage *reply); /* reply NULL: it failed */
+void repeat_forget(struct session *s, const char *id); /* its answer did not become true */
+/* Its caller left while w carries it out; then w has an answer all the same, or ends (reply NULL). */
+void repeat_left(struct work *w, const struct rpc_call *call);
+void repeat_late(const struct work *w, const ProtobufCMessage *reply);
+void repeats_free(struct session *s);
 
 /* ---- calls.c ---- */
 

@@ -112,9 +112,10 @@ struct held {
     struct err e;
     uint8_t handle[HANDLE_LEN]; /* of the buffer to give back when the row cannot be written */
     bool undo;
+    char session[SESSION_NAME_MAX + 1], request[80]; /* "" = without an id */
 };
 
-static ProtobufCMessage *copy_of(const ProtobufCMessage *m)
+ProtobufCMessage *trail_copy(const ProtobufCMessage *m)
 {
     size_t n = protobuf_c_message_get_packed_size(m);
     uint8_t *p = malloc(n + 1);
@@ -150,6 +151,9 @@ static void on_disk(void *arg, int rc, const struct err *why)
 {
     struct held *h = arg;
     struct err e;
+    struct session *s = rc < 0 && h->request[0] ? session_find(h->ss, h->session) : NULL;
+    if (s)
+        repeat_forget(s, h->request);
     if (rc < 0 && h->undo)
         undo(h->ss, h->handle);
     if (h->call && rc < 0 && h->reply) {
@@ -165,6 +169,13 @@ static void on_disk(void *arg, int rc, const struct err *why)
     free(h);
 }
 
+static void repeat_unanswered(struct rpc_call *call)
+{
+    const struct session_link *l = rpc_session_user(rpc_call_session(call));
+    if (l && l->s)
+        repeat_forget(l->s, rpc_request_id(call));
+}
+
 static void answer(struct sessions *ss, struct rpc_call *call, const ProtobufCMessage *reply,
                    const struct err *e, const uint8_t *handle)
 {
@@ -173,6 +184,7 @@ static void answer(struct sessions *ss, struct rpc_call *call, const ProtobufCMe
     ss->owing = ss->unrecorded = false;
     if (!call)
         return;
+    repeat_answered(call, owing && unrecorded ? NULL : reply);
     if (!owing) {
         if (reply)
             rpc_reply(call, reply);
@@ -183,10 +195,13 @@ static void answer(struct sessions *ss, struct rpc_call *call, const ProtobufCMe
     struct held *h = unrecorded ? NULL : calloc(1, sizeof *h);
     if (h) {
         *h = (struct held){.ss = ss, .call = call, .undo = handle != NULL};
+        const struct session_link *l = rpc_session_user(rpc_call_session(call));
         if (handle)
             memcpy(h->handle, handle, HANDLE_LEN);
+        if (l && l->s && str_copy(h->request, sizeof h->request, rpc_request_id(call)))
+            str_copy(h->session, sizeof h->session, l->s->name);
         if (reply)
-            h->reply = copy_of(reply);
+            h->reply = trail_copy(reply);
         else
             h->e = *e;
     }
@@ -196,6 +211,7 @@ static void answer(struct sessions *ss, struct rpc_call *call, const ProtobufCMe
             return;
     }
     /* Not even that: a refusal is one all the same, and what was done is taken back. */
+    repeat_unanswered(call);
     if (handle)
         undo(ss, handle);
     if (reply)

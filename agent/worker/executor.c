@@ -124,7 +124,7 @@ static int kernel(struct gpu *g, const struct wire_req *r, uint64_t *value, stru
 static int own(struct executor *x, struct gpu *g, const struct wire_req *r, struct err *e)
 {
     struct gpu_program p = r->u.program;
-    uint8_t *code;
+    uint8_t *code = NULL;
     int rc = slot_check(x, r, &code, e);
     p.entry[sizeof p.entry - 1] = 0;
     for (uint32_t i = 0; i < p.spans && i < GPU_OWN_SPANS && rc == ST_OK; i++) {

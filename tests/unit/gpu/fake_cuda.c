@@ -83,6 +83,7 @@ int cuInit(unsigned f)
 {
     (void)f;
     stuck = 0;
+    fake_cuda.hang = fake_cuda.hang == 2 ? 0 : fake_cuda.hang; /* as a new process finds the device */
     FAULT;
     return CU_OK;
 }
@@ -415,7 +416,6 @@ int cuModuleLoadDataEx(cu_module *m, const void *image, unsigned n, int *o, void
         return CU_E_UNSUPPORTED_PTX;
     *m = (cu_module)(uintptr_t)image;
     fake_cuda.modules++;
-    fake_cuda.hang = fake_cuda.hang == 2 ? 0 : fake_cuda.hang; /* what a user's kernel of before left */
     return CU_OK;
 }
 int cuModuleUnload(cu_module m)

@@ -186,7 +186,7 @@ static const struct rpc_call_ops call_ops = {on_message, on_bulk, on_done, on_wr
 void ask_service(struct link *l, const ProtobufCServiceDescriptor *svc, const char *method, unsigned flags,
                  const ProtobufCMessage *rq, struct reply *r)
 {
-    const struct rpc_call_opts o = {.timeout_ns = 50 * NS_PER_S};
+    const struct rpc_call_opts o = {.timeout_ns = 50 * NS_PER_S, .request_id = l->request_id};
     struct err e = {0};
     r->w = l->w;
     assert_non_null(l->rpc);

@@ -21,6 +21,7 @@ struct link {
     struct world *w;
     struct rpc_session *rpc; /* NULL once it is gone */
     bool up;
+    const char *request_id; /* of the calls from now on; NULL = none */
 };
 
 struct reply {

@@ -267,11 +267,61 @@ static void test_disk_fails(void **st)
     link_close(l);
 }
 
+static void test_repeated(void **st)
+{
+    struct fix *f = *st;
+    uint8_t h1[16], h2[16], h3[16];
+    struct ticket t = user_ticket(&f->alice, 0, MIB);
+    struct link *l = link_open(&f->alice, 0), *again;
+    link_attach(l, &t, 5 * NS_PER_S);
+    l->request_id = "a-1";
+    ProtobufCBinaryData one = mem_alloc(l, 4096, h1);
+    mem_alloc(l, 4096, h2);
+    assert_memory_equal(h1, h2, 16);
+    assert_true(sessions_device_bytes(room(), "cpu:0") == 4096); /* taken once */
+    Strata__V1__AllocateRequest aq = STRATA__V1__ALLOCATE_REQUEST__INIT;
+    aq.device = (char *)"cpu:0";
+    aq.bytes = 8192;
+    expect_ask(l, "Memory.Allocate", &aq.base, 10, "REQUEST_ID_REUSED", NULL);
+    /* The connection breaks; the same request over another one is still the same. */
+    link_close(l);
+    again = link_open(&f->alice, 0);
+    link_attach(again, &t, 5 * NS_PER_S);
+    again->request_id = "a-1";
+    mem_alloc(again, 4096, h2);
+    assert_memory_equal(h1, h2, 16);
+    /* What failed may be tried again under its id. */
+    again->request_id = "a-2";
+    aq.bytes = 2 * MIB;
+    expect_ask(again, "Memory.Allocate", &aq.base, 8, "QUOTA_EXCEEDED", NULL);
+    aq.bytes = 4096;
+    mem_alloc(again, 4096, h3);
+    assert_memory_not_equal(h1, h3, 16);
+    again->request_id = "f-1";
+    free_handle(again, one, 0, "");
+    free_handle(again, one, 0, ""); /* freed once, said twice */
+    again->request_id = NULL;
+    free_handle(again, one, 5, "NO_HANDLE");
+    again->request_id = "x-1";
+    Strata__V1__LeaseRequest lq = STRATA__V1__LEASE_REQUEST__INIT;
+    lq.device = (char *)"cpu:0";
+    expect_ask(again, "Devices.Allocate", &lq.base, 0, "", NULL);
+    expect_ask(again, "Devices.Allocate", &lq.base, 0, "", NULL);
+    link_close(again);
+    sessions_revoke(room(), room()->head->name, "KILLED", clock_wall_us(clock_system()) + 60000000, NULL,
+                    NULL);
+    WAIT(&f->w, f->arrived[EV_SECURITY_SESSION_CLOSED]);
+    assert_int_equal(f->arrived[EV_MEMORY_ALLOCATE], 2);
+    assert_int_equal(f->arrived[EV_MEMORY_DEALLOCATE], 1);
+    assert_int_equal(f->arrived[EV_DEVICE_ALLOCATE], 1);
+}
+
 #define ON(t) cmocka_unit_test_setup_teardown(t, setup, teardown)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {ON(test_before_the_answer), ON(test_revoked), ON(test_once),
-                                       ON(test_full), ON(test_disk_fails)};
+    const struct CMUnitTest tests[] = {
+        ON(test_before_the_answer), ON(test_revoked), ON(test_once), ON(test_full),
+        ON(test_disk_fails),        ON(test_repeated)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
