@@ -25,6 +25,7 @@ struct rotation {
     char agents_dir[64];
     unsigned agents;
     double client_ms, command_ms; /* slowest call of a client, slowest rotation as such */
+    int64_t since_us;             /* no certificate from before the rotation begins after it */
 };
 
 static void rest(unsigned ms)
@@ -127,12 +128,11 @@ static int until_nobody_is_cut_off(struct rotation *r, struct err *e)
 
 static int all_rotations(struct rotation *r, struct err *e)
 {
-    int64_t since = 0;
     int rc;
-    if ((rc = newest_begin(r, &since, e)) < 0 || (rc = rotate(r, "leaf", false, NULL, e)) < 0 ||
-        (rc = until_renewed(r, since, e)) < 0 || (rc = rotate(r, "coordinator", false, NULL, e)) < 0 ||
+    if ((rc = rotate(r, "leaf", false, NULL, e)) < 0 || (rc = until_renewed(r, r->since_us, e)) < 0 ||
+        (rc = rotate(r, "coordinator", false, NULL, e)) < 0 ||
         (rc = rotate(r, "ticket", false, NULL, e)) < 0 || (rc = rotate(r, "ca", false, NULL, e)) < 0 ||
-        (rc = until_renewed(r, since, e)) < 0 || (rc = until_nobody_is_cut_off(r, e)) < 0)
+        (rc = until_renewed(r, r->since_us, e)) < 0 || (rc = until_nobody_is_cut_off(r, e)) < 0)
         return rc;
     return rotate(r, "ca-end", false, NULL, e);
 }
@@ -184,8 +184,14 @@ static int measure(struct rotation *r, unsigned calm_ms, struct fleet_tally *sum
 {
     uint64_t begin = 0;
     int rc = tell_all(r, 'b', e);
+    *sum = (struct fleet_tally){.whole = true};
     if (rc == ST_OK) {
         rest(calm_ms);
+        rc = newest_begin(r, &r->since_us, e);
+    }
+    if (rc == ST_OK) {
+        sum->calm_ms = r->client_ms;
+        r->client_ms = 0;
         begin = clock_ns(clock_system());
         rc = tell_all(r, 'r', e);
     }
@@ -196,7 +202,6 @@ static int measure(struct rotation *r, unsigned calm_ms, struct fleet_tally *sum
         rest(2000); /* the last to move have their calls on the old connection answered */
         rc = tell_all(r, 'e', e);
     }
-    *sum = (struct fleet_tally){.whole = true};
     for (int i = 0; i < FLEETS && rc == ST_OK; i++) {
         struct fleet_tally one;
         if ((rc = fleet_tally(&r->fleet[i], &one, e)) == ST_OK)

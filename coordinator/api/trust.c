@@ -16,7 +16,7 @@
 #define TELL_NS (10 * NS_PER_S)
 #define MAX_BUNDLE (256u << 10)
 #define CHECK_NS (NS_PER_S / 2)
-#define RENEWALS_PER_S 100 /* that we ask agents for */
+#define RENEWALS_PER_S 50 /* that we ask agents for */
 #define DOOR_NS (5 * NS_PER_S)
 
 struct files {

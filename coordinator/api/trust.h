@@ -51,7 +51,7 @@ void trust_tick(struct trust *t);
 /* What an agent must know, over its session; `renew`, `fresh` ask it for a new certificate or key now. */
 void trust_tell(struct trust *t, struct coord_session *s, bool renew, bool fresh);
 unsigned trust_tell_all(struct trust *t, const char *principal, bool renew, bool fresh);
-/* The same for what makes agents work, and us for them: a hundred a second, so that calls in between need not
+/* The same for what makes agents work, and us for them: fifty a second, so that calls in between need not
  * wait. Whoever connects meanwhile is told then. Returns how many it will be. */
 unsigned trust_tell_in_turn(struct trust *t, const char *principal, bool renew, bool fresh);
 /* May this identity take over from the other one of the same name? Its key, or the key that follows it. */
