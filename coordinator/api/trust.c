@@ -367,7 +367,7 @@ static void watch_door(struct trust *t, struct trust_door *d, const struct quic_
         return;
     quic_ep_stats(ep, &s);
     uint64_t refused = s.refused + s.retries;
-    if (refused == d->refused && s.handshakes_timed_out == d->timed_out)
+    if (refused == d->refused && s.handshakes_timed_out == d->timed_out && s.handshakes_broken == d->broken)
         return;
     if (refused != d->refused)
         door_event(t, "HANDSHAKE_FLOOD", refused - d->refused,
@@ -376,7 +376,11 @@ static void watch_door(struct trust *t, struct trust_door *d, const struct quic_
     if (s.handshakes_timed_out != d->timed_out)
         door_event(t, "HANDSHAKE_TIMEOUT", s.handshakes_timed_out - d->timed_out,
                    "connections were begun and left before their peers had proved who they are");
-    *d = (struct trust_door){refused, s.handshakes_timed_out, now + DOOR_NS};
+    if (s.handshakes_broken != d->broken)
+        door_event(
+            t, "HANDSHAKE_BROKEN", s.handshakes_broken - d->broken,
+            "first packets came that belong to no handshake: damaged, forged, or recorded and sent again");
+    *d = (struct trust_door){refused, s.handshakes_timed_out, s.handshakes_broken, now + DOOR_NS};
 }
 
 static void own_renewed(void *arg, int rc, const struct err *e)

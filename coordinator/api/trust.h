@@ -15,7 +15,7 @@ struct trust_source { /* one address that tries tokens */
 };
 
 struct trust_door { /* what was last written down of handshakes that came to nothing at a socket */
-    uint64_t refused, timed_out;
+    uint64_t refused, timed_out, broken;
     uint64_t at_ns;
 };
 
