@@ -1,32 +1,27 @@
 /*
- * strata-bench tls: handshakes with each group and with a pin, both ends on one core; enrolments against a
- * coordinator of its own, journal and disk included.
+ * strata-bench tls: handshakes with each group and with a pin, both ends on one core; then, against a
+ * coordinator of its own with journal and disk, enrolments and (rotation.c) a rotation under many agents.
  */
 #include <errno.h>
 #include <event2/event.h>
-#include <fcntl.h>
-#include <signal.h>
-#include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "bench/bench.h"
+#include "bench/tls/tls.h"
 #include "common/base/fs.h"
 #include "common/base/str.h"
-#include "common/enroll/enroll.h"
 #include "common/quic/quic.h"
-#include "strata/client.h"
-#include "strata/v1/certs.pb-c.h"
 
 #define DAY_US 86400000000ll
 #define IN_FLIGHT 8
 #define JOINERS 4
 
-extern char **environ;
 static const struct log silent = {.fd = -1};
+static const char *const needs_cluster[] = {"enrolments", "rotation-500-agents-dropped",
+                                            "rotation-500-agents-slowest-call", "rotation-500-agents-bulk"};
 
 struct pki {
     char dir[64];
@@ -206,71 +201,6 @@ static int handshakes(struct bench_run *run, struct pki *p, struct err *e)
 
 /* ---- enrolments ---- */
 
-static int program(const char *name, char out[1024], struct err *e)
-{
-    ssize_t n = readlink("/proc/self/exe", out, 900);
-    if (n <= 0)
-        return err_errno(e, errno, "cannot tell where this program lies");
-    out[n] = 0;
-    snprintf(strrchr(out, '/') + 1, 100, "%s", name);
-    return access(out, X_OK) ? err_set(e, ST_ENOENT, "%s is not there", out) : ST_OK;
-}
-
-static pid_t launch(const char *const *argv)
-{
-    posix_spawn_file_actions_t fa;
-    pid_t pid = -1;
-    posix_spawn_file_actions_init(&fa);
-    posix_spawn_file_actions_addopen(&fa, 1, "/dev/null", O_WRONLY, 0);
-    posix_spawn_file_actions_addopen(&fa, 2, "/dev/null", O_WRONLY, 0);
-    if (posix_spawn(&pid, argv[0], &fa, NULL, (char *const *)argv, environ))
-        pid = -1;
-    posix_spawn_file_actions_destroy(&fa);
-    return pid;
-}
-
-static int unlimited(const char *dir, struct err *e)
-{
-    char path[256];
-    struct buf in = {0}, out = {0};
-    snprintf(path, sizeof path, "%s/coordinator/coordinator.yaml", dir);
-    int rc = fs_read(path, 65536, &in, e);
-    const char *at = rc == ST_OK ? strstr(buf_cstr(&in), "enroll: {") : NULL;
-    if (rc == ST_OK && !at)
-        rc = err_set(e, ST_EINTERNAL, "%s has no enrolment", path);
-    if (rc == ST_OK)
-        rc =
-            buf_printf(&out, "%.*srate: 100000, %s", (int)(at + 9 - buf_cstr(&in)), buf_cstr(&in), at + 9) < 0
-                ? err_set(e, ST_ENOMEM, "no memory")
-                : fs_write_atomic(path, out.data, out.len, 0644, e);
-    buf_fini(&in);
-    buf_fini(&out);
-    return rc;
-}
-
-static int make_token(const char *dir, unsigned uses, struct enroll_token *t, struct err *e)
-{
-    char admin[256];
-    struct strata_client *c;
-    struct strata_error se = {0};
-    ProtobufCMessage *m;
-    Strata__V1__CreateTokenRequest q = STRATA__V1__CREATE_TOKEN_REQUEST__INIT;
-    snprintf(admin, sizeof admin, "%s/admin", dir);
-    if (strata_client_open(&c, admin, 10 * NS_PER_S, &se) < 0)
-        return err_set(e, ST_EUNREACH, "%s", se.text);
-    q.kind = (char *)"node";
-    q.uses = uses;
-    int rc = ST_OK;
-    if (strata_client_call(c, &strata__v1__certs__descriptor, "CreateToken", &q.base, 0, NULL, &m, &se) < 0)
-        rc = err_set(e, ST_EINTERNAL, "%s", se.text);
-    else {
-        rc = enroll_token_decode(((Strata__V1__CreateTokenReply *)m)->token, t, e);
-        protobuf_c_message_free_unpacked(m, NULL);
-    }
-    strata_client_close(c);
-    return rc;
-}
-
 static void joiner(const char *dir, const char *address, const struct enroll_token *t, unsigned k, unsigned n)
 {
     char key[256], name[64];
@@ -288,53 +218,55 @@ static void joiner(const char *dir, const char *address, const struct enroll_tok
     _exit(0);
 }
 
-static int join_many(const char *dir, const char *address, unsigned each, double *per_s, struct err *e)
+static int join_many(const struct bench_cluster *c, unsigned each, double *per_s, struct err *e)
 {
     struct enroll_token t;
     pid_t pid[JOINERS];
-    int rc = make_token(dir, JOINERS * each, &t, e), bad = 0, st;
+    int rc = bench_cluster_token(c, JOINERS * each, &t, e), bad = 0, st;
     if (rc < 0)
         return rc;
     uint64_t begin = clock_ns(clock_system());
     fflush(NULL);
     for (unsigned k = 0; k < JOINERS; k++)
         if ((pid[k] = fork()) == 0)
-            joiner(dir, address, &t, k, each);
+            joiner(c->dir, c->enroll, &t, k, each);
     for (unsigned k = 0; k < JOINERS; k++)
         bad += pid[k] < 0 || waitpid(pid[k], &st, 0) != pid[k] || st != 0;
     *per_s = JOINERS * each / ((double)(clock_ns(clock_system()) - begin) / 1e9);
     return bad ? err_set(e, ST_EINTERNAL, "%d of %d joiners were refused", bad, JOINERS) : ST_OK;
 }
 
-static int enrolments(struct bench_run *run, const struct pki *p, struct err *e)
+static int enrolments(struct bench_run *run, const struct bench_cluster *c, struct err *e)
 {
-    char strata[1024], coordinator[1024], dir[128], config[256], listen[32], address[32];
-    int rc, st;
-    if ((rc = program("strata", strata, e)) < 0 || (rc = program("strata-coordinator", coordinator, e)) < 0) {
-        bench_skip(run, "tls", "enrolments", e->text);
-        return ST_OK;
-    }
-    unsigned port = 20000 + (unsigned)rng_below(rng_system(), 10000);
-    snprintf(dir, sizeof dir, "%s/cluster", p->dir);
-    snprintf(config, sizeof config, "%s/coordinator/coordinator.yaml", dir);
-    snprintf(listen, sizeof listen, "127.0.0.1:%u", port);
-    snprintf(address, sizeof address, "127.0.0.1:%u", port + 2);
-    pid_t pid = launch((const char *const[]){strata, "init", dir, "--listen", listen, NULL});
-    if (pid < 0 || waitpid(pid, &st, 0) != pid || st)
-        return err_set(e, ST_EINTERNAL, "strata init failed");
-    if ((rc = unlimited(dir, e)) < 0)
-        return rc;
-    pid = launch((const char *const[]){coordinator, "run", "--config", config, NULL});
     double per_s = 0;
-    rc = pid < 0 ? err_set(e, ST_EINTERNAL, "cannot start the coordinator")
-                 : join_many(dir, address, run->o.quick ? 10 : 250, &per_s, e);
-    if (pid > 0) {
-        kill(pid, SIGTERM);
-        waitpid(pid, &st, 0);
-    }
+    int rc = join_many(c, run->o.quick ? 10 : 250, &per_s, e);
     if (rc == ST_OK)
         bench_put(run, "tls", "enrolments", per_s, 0);
     return rc;
+}
+
+/* What needs the programs beside this one: each with a cluster of its own, or the nodes that only enrolled
+ * would be cut off by the rotation, and it would rightly refuse. */
+static int with_cluster(struct bench_run *run, const char *dir, const char *name,
+                        int (*take)(struct bench_run *run, const struct bench_cluster *c, struct err *e),
+                        struct err *e)
+{
+    struct bench_cluster c;
+    int rc = bench_cluster_open(&c, dir, name, e);
+    if (rc == ST_OK)
+        rc = take(run, &c, e);
+    bench_cluster_close(&c);
+    return rc;
+}
+
+static int clusters(struct bench_run *run, const char *dir, struct err *e)
+{
+    int rc = with_cluster(run, dir, "enrol", enrolments, e);
+    if (rc == ST_OK)
+        return with_cluster(run, dir, "rotate", bench_rotation, e);
+    for (size_t i = 0; rc == ST_ENOENT && i < sizeof needs_cluster / sizeof *needs_cluster; i++)
+        bench_skip(run, "tls", needs_cluster[i], e->text);
+    return rc == ST_ENOENT ? ST_OK : rc;
 }
 
 int bench_tls(struct bench_run *run, struct err *e)
@@ -345,11 +277,7 @@ int bench_tls(struct bench_run *run, struct err *e)
         return err_errno(e, errno, "cannot make a directory in /tmp");
     int rc = tls_ca_create(p.dir, "bench.example", 2, clock_system(), e);
     if (rc == ST_OK && (rc = tls_ca_load(&p.ca, p.dir, e)) == ST_OK && (rc = handshakes(run, &p, e)) == ST_OK)
-        rc = enrolments(run, &p, e);
-    bench_skip(run, "tls", "rotation-500-agents-dropped",
-               "not built yet: a rotation of leaf and CA under 500 agents; e2e_certs does it with two");
-    bench_skip(run, "tls", "rotation-500-agents-slowest-call",
-               "not built yet: a rotation of leaf and CA under 500 agents; e2e_certs does it with two");
+        rc = clusters(run, p.dir, e);
     tls_ca_free(p.ca);
     snprintf(cmd, sizeof cmd, "rm -rf '%s'", p.dir);
     if (system(cmd))

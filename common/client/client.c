@@ -37,19 +37,6 @@ static int read_settings(struct strata_client *c, const char *dir, struct err *e
     return rc;
 }
 
-static int load_tls(struct strata_client *c, const char *dir, struct err *e)
-{
-    char ca[4096], crt[4096], key[4096];
-    if (fs_join(ca, sizeof ca, dir, "ca.crt") < 0 || fs_join(crt, sizeof crt, dir, "client.crt") < 0 ||
-        fs_join(key, sizeof key, dir, "client.key") < 0)
-        return err_set(e, ST_ELIMIT, "path too long: %s", dir);
-    return tls_ctx_new(
-        &c->tls,
-        &(struct tls_cfg){
-            .ca_file = ca, .cert_file = crt, .key_file = key, .trust_domain = c->settings->trust_domain},
-        clock_system(), e);
-}
-
 /* ---- loop ---- */
 
 static void on_wake(evutil_socket_t fd, short what, void *arg)
@@ -80,10 +67,11 @@ static void on_up(struct rpc_session *s, void *arg)
     event_base_loopbreak(c->base);
 }
 
-static void on_closed(struct rpc_session *s, const struct quic_close *why, void *arg)
+void client_session_closed(struct rpc_session *s, const struct quic_close *why, void *arg)
 {
     struct strata_client *c = arg;
-    (void)s;
+    if (s != c->session)
+        return;
     c->closed = true;
     c->up = false;
     c->session = NULL;
@@ -91,7 +79,7 @@ static void on_closed(struct rpc_session *s, const struct quic_close *why, void 
     event_base_loopbreak(c->base);
 }
 
-static const struct rpc_session_ops session_ops = {on_up, on_closed};
+static const struct rpc_session_ops session_ops = {on_up, client_session_closed};
 
 static int closed_error(const struct strata_client *c, struct err *e)
 {
@@ -184,15 +172,20 @@ int strata_client_open(struct strata_client **out, const char *dir, uint64_t tim
         }
         if (!c->wake || !c->timer || event_add(c->wake, NULL))
             rc = err_set(&e, ST_ERESOURCE, "cannot make an event loop: out of memory or of file descriptors");
+        if (rc == ST_OK && !(c->dir = strdup(dir)))
+            rc = err_set(&e, ST_ENOMEM, "no memory");
         if (rc == ST_OK && (rc = read_settings(c, dir, &e)) == ST_OK &&
-            (rc = load_tls(c, dir, &e)) == ST_OK && (rc = open_socket(c, &e)) == ST_OK)
-            rc = connect_now(c, timeout_ns ? timeout_ns : CONNECT_NS, &e);
+            (rc = client_load_tls(c, &c->tls, &e)) == ST_OK && (rc = open_socket(c, &e)) == ST_OK &&
+            (rc = connect_now(c, timeout_ns ? timeout_ns : CONNECT_NS, &e)) == ST_OK &&
+            (rc = client_renewal_init(c)) < 0)
+            rc = err_set(&e, rc, "no memory");
     }
     if (rc < 0) {
         client_export_error(se, &e);
         strata_client_close(c);
         return rc;
     }
+    client_renew_if_due(c);
     *out = c;
     return ST_OK;
 }
@@ -204,6 +197,8 @@ void strata_client_close(struct strata_client *c)
     if (c->udp)
         quic_udp_free(c->udp, 0, "bye");
     tls_ctx_unref(c->tls);
+    if (c->look)
+        event_free(c->look);
     if (c->timer)
         event_free(c->timer);
     if (c->wake)
@@ -213,6 +208,7 @@ void strata_client_close(struct strata_client *c)
     if (c->wake_fd >= 0)
         close(c->wake_fd);
     conf_free(&schema, c->settings);
+    free(c->dir);
     free(c);
 }
 
@@ -339,4 +335,9 @@ const char *strata_client_coordinator(const struct strata_client *c)
 const char *strata_client_principal(const struct strata_client *c)
 {
     return tls_ctx_self(c->tls)->principal;
+}
+
+const char *strata_client_identity(const struct strata_client *c)
+{
+    return tls_ctx_self(c->tls)->spiffe;
 }

@@ -21,7 +21,8 @@ struct strata_devices {
     struct strata_client *c;
     struct quic_udp *udp;
     struct quic_ep *ep;
-    struct rpc_session *rpc;
+    struct rpc_session *rpc, *old; /* old: until the one that follows it is up */
+    unsigned generation;           /* of the certificate that rpc was made with */
     bool up, closed;
     struct quic_close why;
     char session[64], node[80], address[300];
@@ -56,7 +57,10 @@ static void on_up(struct rpc_session *s, void *arg)
 static void on_closed(struct rpc_session *s, const struct quic_close *why, void *arg)
 {
     struct strata_devices *d = arg;
-    (void)s;
+    if (s == d->old)
+        d->old = NULL;
+    if (s != d->rpc)
+        return;
     d->up = false;
     d->closed = true;
     d->rpc = NULL;
@@ -74,7 +78,9 @@ static int dial(struct strata_devices *d, struct err *e)
     int rc = quic_addr_parse(d->address, &to, e);
     if (rc < 0)
         return err_prefix(e, "the address of node %s", d->node);
-    d->closed = false;
+    d->closed = d->up = false;
+    d->generation = c->generation;
+    quic_ep_set_tls(d->ep, c->tls);
     rc = rpc_dial(&d->rpc, &cfg, d->ep, &to, TLS_NODE, d->node, &session_ops, d, e);
     if (rc < 0)
         return rc;
@@ -204,18 +210,11 @@ static int run(struct strata_devices *d, const ProtobufCServiceDescriptor *svc, 
     return err_reason(e, status_from_rpc(d->st.code), d->st.reason, "%s", d->st.text);
 }
 
-/* Connects if it is not, and presents the ticket. */
-static int ensure(struct strata_devices *d, struct err *e)
+static int connect_and_open(struct strata_devices *d, struct err *e)
 {
     Strata__V1__OpenDevicesRequest q = STRATA__V1__OPEN_DEVICES_REQUEST__INIT;
-    int rc = event_base_loop(d->c->base, EVLOOP_NONBLOCK) < 0
-                 ? err_set(e, ST_EINTERNAL, "the event loop failed")
-                 : ST_OK;
-    if (rc == ST_OK && d->c->interrupted)
-        rc = err_reason(e, ST_ECANCELED, "INTERRUPTED", "interrupted");
-    if (rc < 0 || d->rpc)
-        return rc;
-    if ((rc = dial(d, e)) < 0)
+    int rc = dial(d, e);
+    if (rc < 0)
         return rc;
     q.ticket = (ProtobufCBinaryData){d->ticket_len, d->ticket};
     q.linger_ns = d->linger_ns;
@@ -228,6 +227,35 @@ static int ensure(struct strata_devices *d, struct err *e)
     protobuf_c_message_free_unpacked(d->reply, NULL);
     d->reply = NULL;
     return ST_OK;
+}
+
+/* The client's certificate was renewed: the session is taken to a connection made with the new one before the
+ * old connection ends, and stays where it is if that fails. */
+static void follow(struct strata_devices *d)
+{
+    struct err e = {0};
+    d->old = d->rpc;
+    d->rpc = NULL;
+    if (connect_and_open(d, &e) < 0) {
+        d->rpc = d->old;
+        d->up = d->rpc != NULL;
+        d->old = NULL;
+    } else if (d->old) {
+        rpc_session_drain(d->old, "moved to a new connection");
+    }
+}
+
+/* Connects if it is not, and presents the ticket. */
+static int ensure(struct strata_devices *d, struct err *e)
+{
+    int rc = event_base_loop(d->c->base, EVLOOP_NONBLOCK) < 0
+                 ? err_set(e, ST_EINTERNAL, "the event loop failed")
+                 : ST_OK;
+    if (rc == ST_OK && d->c->interrupted)
+        rc = err_reason(e, ST_ECANCELED, "INTERRUPTED", "interrupted");
+    if (rc == ST_OK && d->rpc && d->generation != d->c->generation)
+        follow(d);
+    return rc < 0 || d->rpc ? rc : connect_and_open(d, e);
 }
 
 static int call(struct strata_devices *d, const ProtobufCServiceDescriptor *svc, const char *method,

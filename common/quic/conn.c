@@ -577,6 +577,8 @@ void quic_conn_bury(struct quic_conn *c)
     handshake_over(c);
     if (!c->told_up) {
         ep->stats.handshakes_failed++;
+        ep->stats.handshakes_timed_out += c->server && !strcmp(c->why.reason_code, "NO_ANSWER");
+        ep->stats.handshakes_broken += c->server && !strcmp(c->why.reason_code, "PROTOCOL");
         if (quic_ep_log_ok(ep))
             LOG_I(ep->log, "quic", "handshake_failed conn=%llu addr=%s reason=\"%s\"",
                   (unsigned long long)c->id, addr, c->why.reason);

@@ -140,7 +140,10 @@ void quic_ep_turn(struct quic_ep *ep); /* after a batch of input, on a timer, on
 
 struct quic_ep_stats {
     uint64_t rx_datagrams, rx_bytes, tx_datagrams, tx_bytes, tx_lost_local;
-    uint64_t accepted, refused, handshakes_failed, retries, resets_sent, resets_received;
+    /* refused: first packets that got a refusal or, beyond what can be refused politely, silence. timed_out:
+     * accepted connections that were begun and left. broken: those whose first packets made no sense. */
+    uint64_t accepted, refused, handshakes_failed, handshakes_timed_out, handshakes_broken, retries,
+        resets_sent, resets_received;
 };
 void quic_ep_stats(const struct quic_ep *ep, struct quic_ep_stats *out);
 

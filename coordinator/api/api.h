@@ -63,6 +63,8 @@ struct coord_session {
     uint8_t instance[16]; /* of the process that said it */
     bool ending;          /* closed by us, its last upcall is to come */
     uint64_t epoch;       /* of that hello */
+    uint64_t tell_ns;     /* when it is this agent's turn to hear of a rotation; 0 = nothing to tell */
+    bool tell_renew, tell_fresh;
     struct coord_session *next;
 };
 

@@ -65,6 +65,28 @@ void trust_records_free(struct map *map)
     map_free(map);
 }
 
+struct gather {
+    void **v;
+    size_t n;
+};
+
+static int gather(const void *key, size_t n, void *value, void *arg)
+{
+    struct gather *g = arg;
+    (void)key, (void)n;
+    g->v[g->n++] = value;
+    return 0;
+}
+
+void **trust_all(struct map *map, size_t *n)
+{
+    struct gather g = {calloc(map_count(map) + 1, sizeof(void *)), 0};
+    if (g.v)
+        map_each(map, gather, &g);
+    *n = g.n;
+    return g.v;
+}
+
 void trust_pin_id(const char *subject, const uint8_t sha256[32], char out[160])
 {
     char hex[65];

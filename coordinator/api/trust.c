@@ -16,6 +16,8 @@
 #define TELL_NS (10 * NS_PER_S)
 #define MAX_BUNDLE (256u << 10)
 #define CHECK_NS (NS_PER_S / 2)
+#define RENEWALS_PER_S 50 /* that we ask agents for */
+#define DOOR_NS (5 * NS_PER_S)
 
 struct files {
     char ca[1024], crt[1024], key[1024];
@@ -289,6 +291,8 @@ void trust_free(struct trust *t)
     free(t);
 }
 
+static void tell_due(struct trust *t, uint64_t now);
+
 /* ---- our own files ---- */
 
 int trust_reload(struct trust *t, struct err *e)
@@ -306,40 +310,6 @@ int trust_reload(struct trust *t, struct err *e)
     t->files_us = newest(t);
     plan_renewal(t);
     return t->enroll_ep ? enroll_context(t, e) : ST_OK;
-}
-
-int trust_renew_own(struct trust *t, struct err *e)
-{
-    struct files f;
-    struct buf csr = {0}, pem = {0};
-    struct tls_identity id;
-    int64_t now = clock_wall_us(t->c->clock);
-    const struct tls_issue w = {.kind = TLS_COORDINATOR,
-                                .not_before_us = now - trust_backdate_us(t->c),
-                                .not_after_us = now + t->c->cfg.leaf_ttl_us};
-    int rc = files_of(t->c, &f, e);
-    if (rc < 0)
-        return rc;
-    if (!t->ca)
-        return err_reason(e, ST_ENOTSUP, "NO_CA",
-                          "the coordinator has no CA of its own: renew at yours and replace "
-                          "the files in %s, they are read again",
-                          t->c->cfg.tls_dir);
-    if ((rc = tls_csr_make(f.key, NULL, &csr, e)) == ST_OK &&
-        (rc = tls_ca_sign(t->ca, &w, csr.data, csr.len, &pem, &id, e)) == ST_OK &&
-        (rc = fs_write_atomic(f.crt, pem.data, pem.len, 0644, e)) == ST_OK)
-        rc = trust_reload(t, e);
-    buf_fini(&csr);
-    buf_fini(&pem);
-    if (rc < 0)
-        return rc;
-    struct event_meta m = {0};
-    event_meta_str(&m, "serial", id.serial);
-    event_meta_str(&m, "subject", id.principal);
-    event_meta_i64(&m, "expires_us", id.not_after_us);
-    api_event(t->c, EV_CERTIFICATE_RENEWED, EVENT_SUCCESS, "coordinator", NULL, event_meta_text(&m), NULL);
-    event_meta_fini(&m);
-    return ST_OK;
 }
 
 /* ---- live connections ---- */
@@ -379,14 +349,70 @@ unsigned trust_close_bad(struct trust *t)
     return n;
 }
 
+static void door_event(struct trust *t, const char *reason, uint64_t count, const char *text)
+{
+    struct event_meta m = {0};
+    event_meta_str(&m, "reason", reason);
+    event_meta_u64(&m, "count", count);
+    api_event(t->c, EV_SECURITY_HANDSHAKE_REFUSED, EVENT_DENIED, NULL, NULL, event_meta_text(&m), text);
+    event_meta_fini(&m);
+}
+
+/* A flood must not become a flood of records: one of each kind at most in DOOR_NS, with the number. Who sends
+ * first packets can write any address on them, so none is named. */
+static void watch_door(struct trust *t, struct trust_door *d, const struct quic_ep *ep, uint64_t now)
+{
+    struct quic_ep_stats s;
+    if (!ep || now < d->at_ns)
+        return;
+    quic_ep_stats(ep, &s);
+    uint64_t refused = s.refused + s.retries;
+    if (refused == d->refused && s.handshakes_timed_out == d->timed_out && s.handshakes_broken == d->broken)
+        return;
+    if (refused != d->refused)
+        door_event(t, "HANDSHAKE_FLOOD", refused - d->refused,
+                   "more connections were begun than are taken at once: their peers had to prove their "
+                   "addresses, or were refused");
+    if (s.handshakes_timed_out != d->timed_out)
+        door_event(t, "HANDSHAKE_TIMEOUT", s.handshakes_timed_out - d->timed_out,
+                   "connections were begun and left before their peers had proved who they are");
+    if (s.handshakes_broken != d->broken)
+        door_event(
+            t, "HANDSHAKE_BROKEN", s.handshakes_broken - d->broken,
+            "first packets came that belong to no handshake: damaged, forged, or recorded and sent again");
+    *d = (struct trust_door){refused, s.handshakes_timed_out, s.handshakes_broken, now + DOOR_NS};
+}
+
+static void own_renewed(void *arg, int rc, const struct err *e)
+{
+    struct trust *t = arg;
+    const struct tls_identity *self = tls_ctx_self(t->c->tls);
+    if (rc == ST_OK) {
+        LOG_I(&t->c->log, "tls", "renewed serial=%s", self->serial);
+        return;
+    }
+    /* Again after a thirtieth of what is left, and an event each time: somebody has to look. */
+    int64_t left = self->not_after_us - clock_wall_us(t->c->clock);
+    t->renew_ns = clock_ns(t->c->clock) + (left > 30000000 ? (uint64_t)left / 30 : 1000000) * NS_PER_US;
+    struct event_meta m = {0};
+    event_meta_str(&m, "serial", self->serial);
+    event_meta_i64(&m, "expires_us", self->not_after_us);
+    api_event(t->c, EV_CERTIFICATE_EXPIRING, EVENT_FAILURE, "coordinator", NULL, event_meta_text(&m),
+              e->text);
+    event_meta_fini(&m);
+}
+
 void trust_tick(struct trust *t)
 {
     uint64_t now = clock_ns(t->c->clock);
     struct err e = {0};
+    tell_due(t, now);
     if (now < t->check_ns)
         return;
     t->check_ns = now + CHECK_NS;
     (void)trust_close_bad(t);
+    watch_door(t, &t->main_door, t->c->ep, now);
+    watch_door(t, &t->enroll_door, t->enroll_ep, now);
     int64_t at = newest(t);
     if (at != t->files_us) {
         t->files_us = at;
@@ -398,19 +424,13 @@ void trust_tick(struct trust *t)
     }
     if (now < t->renew_ns)
         return;
-    if (t->ca && trust_renew_own(t, &e) == ST_OK) {
-        LOG_I(&t->c->log, "tls", "renewed serial=%s", tls_ctx_self(t->c->tls)->serial);
-        return;
-    }
-    /* Again after a thirtieth of what is left, and an event each time: somebody has to look. */
-    const struct tls_identity *self = tls_ctx_self(t->c->tls);
-    int64_t left = self->not_after_us - clock_wall_us(t->c->clock);
-    t->renew_ns = now + (left > 30000000 ? (uint64_t)left / 30 : 1000000) * NS_PER_US;
-    struct event_meta m = {0};
-    event_meta_str(&m, "serial", self->serial);
-    event_meta_i64(&m, "expires_us", self->not_after_us);
-    api_event(t->c, EV_CERTIFICATE_EXPIRING, EVENT_FAILURE, "coordinator", NULL, event_meta_text(&m), e.text);
-    event_meta_fini(&m);
+    t->renew_ns = UINT64_MAX; /* until it is over */
+    if (!t->ca)
+        own_renewed(t, ST_ENOTSUP,
+                    &(struct err){.text = "the coordinator has no CA of its own: renew at yours and replace "
+                                          "the files in tls.dir, they are read again"});
+    else if (trust_change(t, TRUST_OWN, own_renewed, t, &e) < 0)
+        own_renewed(t, e.code, &e);
 }
 
 /* ---- telling the agents ---- */
@@ -443,28 +463,6 @@ static void tell_answer(struct rpc_call *call, const ProtobufCMessage *msg, void
 
 static const struct rpc_call_ops tell_ops = {.on_message = tell_answer, .on_done = tell_done};
 
-struct gather {
-    void **v;
-    size_t n;
-};
-
-static int gather(const void *key, size_t n, void *value, void *arg)
-{
-    struct gather *g = arg;
-    (void)key, (void)n;
-    g->v[g->n++] = value;
-    return 0;
-}
-
-static void **all_of(struct map *map, size_t *n)
-{
-    struct gather g = {calloc(map_count(map) + 1, sizeof(void *)), 0};
-    if (g.v)
-        map_each(map, gather, &g);
-    *n = g.n;
-    return g.v;
-}
-
 void trust_tell(struct trust *t, struct coord_session *s, bool renew, bool fresh)
 {
     Strata__V1__TrustUpdate u = STRATA__V1__TRUST_UPDATE__INIT;
@@ -473,8 +471,8 @@ void trust_tell(struct trust *t, struct coord_session *s, bool renew, bool fresh
     struct rpc_call *call;
     struct err e;
     u.ca = (ProtobufCBinaryData){t->bundle.len, t->bundle.data};
-    u.revoked = (Strata__V1__Revocation **)all_of(t->revoked, &u.n_revoked);
-    u.pins = (Strata__V1__Pin **)all_of(t->pins, &u.n_pins);
+    u.revoked = (Strata__V1__Revocation **)trust_all(t->revoked, &u.n_revoked);
+    u.pins = (Strata__V1__Pin **)trust_all(t->pins, &u.n_pins);
     u.ticket_public_key = (ProtobufCBinaryData){TICKET_PUB_LEN, t->c->ticket_public};
     u.renew = renew;
     u.fresh_key = fresh;
@@ -493,14 +491,44 @@ void trust_tell(struct trust *t, struct coord_session *s, bool renew, bool fresh
     free(u.pins);
 }
 
+static bool to_be_told(const struct coord_session *s, const char *principal)
+{
+    return s->rpc && s->node[0] && !s->ending &&
+           (!principal || !*principal || !strcmp(principal, rpc_session_peer(s->rpc)->principal));
+}
+
 unsigned trust_tell_all(struct trust *t, const char *principal, bool renew, bool fresh)
 {
     unsigned n = 0;
     for (struct coord_session *s = t->c->sessions; s; s = s->next)
-        if (s->rpc && s->node[0] && !s->ending &&
-            (!principal || !*principal || !strcmp(principal, rpc_session_peer(s->rpc)->principal))) {
+        if (to_be_told(s, principal)) {
             trust_tell(t, s, renew, fresh);
             n++;
         }
     return n;
+}
+
+unsigned trust_tell_in_turn(struct trust *t, const char *principal, bool renew, bool fresh)
+{
+    unsigned n = 0;
+    uint64_t now = clock_ns(t->c->clock);
+    for (struct coord_session *s = t->c->sessions; s; s = s->next)
+        if (to_be_told(s, principal)) {
+            s->tell_ns = now + NS_PER_S / RENEWALS_PER_S * n++;
+            s->tell_renew |= renew;
+            s->tell_fresh |= fresh;
+        }
+    return n;
+}
+
+/* Those whose turn it is. */
+static void tell_due(struct trust *t, uint64_t now)
+{
+    for (struct coord_session *s = t->c->sessions; s; s = s->next) {
+        if (!s->tell_ns || s->tell_ns > now || !to_be_told(s, NULL))
+            continue;
+        trust_tell(t, s, s->tell_renew, s->tell_fresh);
+        s->tell_ns = 0;
+        s->tell_renew = s->tell_fresh = false;
+    }
 }

@@ -120,60 +120,24 @@ int ctl_cert_status(struct ctl *c, int argc, char **argv)
 
 /* ---- renew ---- */
 
-static int renew_files(struct ctl *c, char spiffe[256], struct buf *csr, struct err *e)
-{
-    char key[1024], crt[1024];
-    struct buf pem = {0};
-    struct tls_identity id;
-    if (fs_join(key, sizeof key, c->dir, "client.key") < 0 ||
-        fs_join(crt, sizeof crt, c->dir, "client.crt") < 0)
-        return err_set(e, ST_ELIMIT, "path too long: %s", c->dir);
-    int rc = fs_read(crt, 256u << 10, &pem, e);
-    if (rc == ST_OK && (rc = tls_cert_read(pem.data, pem.len, &id, e)) == ST_OK) {
-        str_copy(spiffe, 256, id.spiffe);
-        rc = tls_csr_make(key, id.spiffe, csr, e);
-    }
-    buf_fini(&pem);
-    return rc;
-}
-
-static int take_renewal(struct ctl *c, const Strata__V1__RenewReply *r, struct err *e)
-{
-    char ca[1024], crt[1024];
-    int rc;
-    if (fs_join(ca, sizeof ca, c->dir, "ca.crt") < 0 || fs_join(crt, sizeof crt, c->dir, "client.crt") < 0)
-        return err_set(e, ST_ELIMIT, "path too long: %s", c->dir);
-    /* The bundle first: it has all that the old certificate needs as well. */
-    if (r->ca.len && (rc = fs_write_atomic(ca, r->ca.data, r->ca.len, 0644, e)) < 0)
-        return rc;
-    return fs_write_atomic(crt, r->certificate.data, r->certificate.len, 0644, e);
-}
-
 int ctl_cert_renew(struct ctl *c, int argc, char **argv)
 {
-    Strata__V1__RenewRequest q = STRATA__V1__RENEW_REQUEST__INIT;
-    ProtobufCMessage *m;
-    struct buf csr = {0};
-    struct err e = {0};
-    char spiffe[256], end[28];
+    struct strata_error e = {0};
+    int64_t expires_us = 0;
+    char end[28];
     if (ctl_parse(argc, argv, NULL, 0) != 0)
         return ctl_usage("cert renew takes nothing; strata cert rotate is for nodes");
-    int rc = renew_files(c, spiffe, &csr, &e);
-    q.csr = (ProtobufCBinaryData){csr.len, csr.data};
-    int x = rc < 0 ? ctl_fail(c, &e) : ask(c, "Renew", &q.base, &m);
-    buf_fini(&csr);
+    int x = ctl_connect(c);
     if (x)
         return x;
-    const Strata__V1__RenewReply *r = (const Strata__V1__RenewReply *)m;
-    clock_rfc3339(r->expires_us, end);
-    if (take_renewal(c, r, &e) < 0)
-        x = ctl_fail(c, &e);
-    else if (c->json)
-        x = ctl_print_json("strata.renew.v1", json_pack("{s:s,s:s}", "identity", spiffe, "expires", end));
-    else
-        printf("%s until %.19sZ\n", spiffe, end);
-    protobuf_c_message_free_unpacked(m, NULL);
-    return x;
+    if (strata_client_renew(c->client, &expires_us, &e) < 0)
+        return ctl_client_fail(c, &e);
+    const char *who = strata_client_identity(c->client);
+    clock_rfc3339(expires_us, end);
+    if (c->json)
+        return ctl_print_json("strata.renew.v1", json_pack("{s:s,s:s}", "identity", who, "expires", end));
+    printf("%s until %.19sZ\n", who, end);
+    return 0;
 }
 
 /* ---- rotate ---- */

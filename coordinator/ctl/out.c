@@ -200,6 +200,8 @@ int ctl_connect(struct ctl *c)
         return 0;
     if (strata_client_open(&c->client, c->dir, c->timeout_ns, &e) < 0)
         return ctl_client_fail(c, &e);
+    if (strata_client_notice(c->client)[0] && !c->quiet)
+        fprintf(stderr, "strata: %s\n", strata_client_notice(c->client));
     return 0;
 }
 

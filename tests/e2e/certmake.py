@@ -1,5 +1,5 @@
 """Certificates for certs.py, good and bad, made with python3-cryptography and the openssl command."""
-import datetime, ipaddress, os, subprocess
+import datetime, ipaddress, os, subprocess, tempfile
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -110,6 +110,20 @@ def damaged(cert, what):
     return pem(bytes(der))
 
 
+def signed_sha1(issuer, key, extensions):
+    """python3-cryptography signs no certificate with SHA-1 any more; the openssl command does."""
+    with tempfile.TemporaryDirectory() as d:
+        write(f"{d}/ca", [issuer.cert], issuer.key)
+        write(f"{d}/x", [], key)
+        with open(f"{d}/x.ext", "w") as f:
+            f.write(extensions)
+        openssl("req", "-new", "-key", f"{d}/x.key", "-subj", "/CN=victim", "-out", f"{d}/x.csr")
+        openssl("x509", "-req", "-in", f"{d}/x.csr", "-days", "1", "-sha1", "-extfile", f"{d}/x.ext", "-out", f"{d}/x.crt", "-CA",
+                f"{d}/ca.crt", "-CAkey", f"{d}/ca.key", "-CAcreateserial")
+        with open(f"{d}/x.crt", "rb") as f:
+            return x509.load_pem_x509_certificate(f.read())
+
+
 def raw_extension(oid, value):
     return x509.UnrecognizedExtension(ObjectIdentifier(oid), value)
 
@@ -164,6 +178,10 @@ def matrix(own, foreign):
     row("intermediate-no-certsign", "NOT_A_CA", issuer=authority("mute", own, ku="crl"))
     row("path-too-long", "NOT_A_CA", issuer=authority("c", authority("b", own, pathlen=0)))
     row("path-of-the-root", "NOT_A_CA", issuer=authority("c", authority("b", own)))
+    deep = own
+    for i in range(6):
+        deep = authority(f"level {i}", deep)
+    row("chain-too-long", "CHAIN_TOO_LONG", issuer=deep)
     free = authority("free root")  # an anchor without a path length, which matrix()'s caller does not trust
     row("untrusted-deep", "UNKNOWN_CA", issuer=authority("y", authority("x", free)))
     row("intermediate-weak", "WEAK_KEY", issuer=authority("weak", own, key=rsa.generate_private_key(65537, 1024)))
@@ -174,6 +192,15 @@ def matrix(own, foreign):
     rows[-1] = ("signature-flipped", [damaged(cert, "flip")], key, "BAD_SIGNATURE")
     cert, key = row("body-changed", "BAD_SIGNATURE")
     rows[-1] = ("body-changed", [damaged(cert, "body")], key, "BAD_SIGNATURE")
+
+    key = p256()
+    rows.append(("signature-sha1", [signed_sha1(own, key, "basicConstraints=CA:FALSE\nkeyUsage=critical,digitalSignature\n"
+                                                f"subjectAltName=URI:spiffe://{DOMAIN}/node/m\n")], key, "WEAK_SIGNATURE"))
+    key = p256()
+    old = Ca(signed_sha1(own, key, "basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign,cRLSign\n"
+                         "subjectKeyIdentifier=hash\n"), key)
+    old.above = [old.cert]
+    row("intermediate-sha1", "WEAK_SIGNATURE", issuer=old)
 
     # names
     bad = "NO_IDENTITY"

@@ -4,12 +4,18 @@ import json, os, signal, socket, subprocess, sys, tempfile, time
 BIN = os.path.abspath(sys.argv[1])
 PATIENCE = float(os.environ.get("STRATA_TEST_PATIENCE", "120"))
 work = tempfile.mkdtemp(prefix="strata-e2e-")
+KEEP_GOING = os.environ.get("STRATA_TEST_KEEP_GOING") == "1"  # to see all that fails, not the first alone
 procs = {}
 checks = 0
+failures = []
 
 
 def check(ok, what):
     global checks
+    if not ok and KEEP_GOING:
+        failures.append(what)
+        print(f"not ok {what}", flush=True)
+        return
     if not ok:
         raise AssertionError(what)
     checks += 1
@@ -153,6 +159,8 @@ def run(main):
     failed = True
     try:
         main()
+        if failures:
+            raise AssertionError(f"{len(failures)} checks failed")
         print(f"1..{checks}\nall {checks} checks passed")
         failed = False
     except BaseException as e:  # the logs are the only witnesses: show them before they go

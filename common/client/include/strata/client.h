@@ -49,9 +49,18 @@ int strata_client_stream(struct strata_client *c, const ProtobufCServiceDescript
 /* Makes the call in progress, and every later one, end with reason INTERRUPTED. Async-signal-safe. */
 void strata_client_interrupt(struct strata_client *c);
 
+/* The identity's certificate is renewed by itself at two thirds of its life, by strata_client_open() or in
+ * the middle of a call, into the identity's directory; a new connection takes over without a call failing.
+ * This does it now. expires_us may be NULL. */
+int strata_client_renew(struct strata_client *c, int64_t *expires_us, struct strata_error *e);
+/* What a person should know: that the certificate ends soon and could not be renewed, and why. "" = nothing.
+ */
+const char *strata_client_notice(const struct strata_client *c);
+
 /* Facts of the connection, for status lines. */
 const char *strata_client_coordinator(const struct strata_client *c); /* "host:port" */
 const char *strata_client_principal(const struct strata_client *c);   /* "user/admin" */
+const char *strata_client_identity(const struct strata_client *c);    /* the whole SPIFFE id */
 
 #ifdef __cplusplus
 }
