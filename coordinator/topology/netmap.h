@@ -42,6 +42,7 @@ struct net_link { /* one direction */
     double spread;           /* half width of its 95 % interval, as a share */
     uint64_t retransmits, test_bytes;
     char rate_reason[40]; /* why there is no rate; "" */
+    bool stale;           /* to be measured again: something changed since */
     bool disputed;        /* the two ends do not agree: no figure of this is used */
 };
 

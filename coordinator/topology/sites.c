@@ -59,6 +59,8 @@ static size_t cut(const struct edge *e, size_t n)
     for (size_t i = 0; i < n; i++) {
         if (isinf(e[i].d))
             return keep < i ? keep : i;
+        if (i == 0 && e[i].d < SITES_FAR_S)
+            continue;
         double ratio = near_at_least(e[i].d) / near_at_least(i ? e[i - 1].d : 0);
         if (ratio >= top) {
             top = ratio;

@@ -13,6 +13,8 @@
 
 /* Less than this (seconds) apart is near, whatever the ratios say; the noise of a busy host is in it. */
 #define SITES_NEAR_S 300e-6
+/* Nodes of which no two are nearer than this are sites of their own; otherwise the nearest share one. */
+#define SITES_FAR_S 5e-3
 /* A gap of this ratio parts sites. */
 #define SITES_GAP 3.0
 

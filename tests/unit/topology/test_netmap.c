@@ -168,6 +168,13 @@ static void test_sites(void **state)
     double y[] = {0, 40e-6, 45e-6, 200e-6};
     assert_int_equal(sites_find(4, line_dist, y, site, &n), ST_OK);
     assert_int_equal(n, 1);
+    /* alike and not far: one site; alike and far: each its own */
+    double z[] = {0, 0.002, 0.004};
+    assert_int_equal(sites_find(3, line_dist, z, site, &n), ST_OK);
+    assert_int_equal(n, 1);
+    double w[] = {0, 0.02, 0.04};
+    assert_int_equal(sites_find(3, line_dist, w, site, &n), ST_OK);
+    assert_int_equal(n, 3);
     double far[] = {0, INFINITY};
     assert_int_equal(sites_find(2, line_dist, far, site, &n), ST_OK);
     assert_int_equal(n, 2);
