@@ -15,6 +15,8 @@
 #include "common/base/str.h"
 
 #define DEFAULT_TIMEOUT_NS NS_PER_S
+#define STREAM_ROUND_TRIPS 40u
+#define STREAM_LONGER_NS (4 * NS_PER_S)
 #define STREAM_GRACE_NS (15 * NS_PER_S) /* a stream's call beyond its own time: what is queued has to drain  \
                                          */
 
@@ -242,8 +244,19 @@ static void pull_start(struct prober *p)
     stream_start(p, PULL, &p->in, "Pull", RPC_BULK, &pull_ops);
 }
 
+/* Slow start and what it overshoots take round trips, not milliseconds: on a long path the stream has to last
+ * longer to show anything else. */
+static void lengthen(struct prober *p)
+{
+    uint64_t need = STREAM_ROUND_TRIPS * p->stats.p50_ns;
+    need = need < STREAM_LONGER_NS ? need : STREAM_LONGER_NS;
+    if (p->stream_ns && p->stream_ns < need)
+        p->stream_ns = need;
+}
+
 static void streams(struct prober *p)
 {
+    lengthen(p);
     if (!p->stream_ns) {
         answer(p);
     } else if (p->n->cfg.busy(p->n->cfg.arg)) {

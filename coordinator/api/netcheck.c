@@ -4,7 +4,7 @@
 
 #define CHUNK 65536.0    /* what one end may have counted and the other not yet */
 #define SLACK_NS 150e6   /* starting and ending a stream, on a host that is busy */
-#define RTT_SLACK_NS 3e6 /* two probes at two times on hosts that are busy */
+#define RTT_SLACK_NS 5e6 /* two probes at two times on hosts that are busy */
 
 static bool possible_latency(const Strata__V1__NetLatency *l)
 {

@@ -1,7 +1,8 @@
 /*
- * Measurements: rounds of pairs, a node in one pair at a time. Of each pair one agent probes the other, round
- * trips and both directions' rates; then the other is asked what it saw, and probes back. Where the two do
- * not tell the same, the link is in dispute and none of its figures used.
+ * Measurements: rounds of pairs, a node in one pair at a time. First each pair's round trips, both ways; when
+ * all of the round have theirs, the rates, so that no stream stands in a probe's way. Then the other end is
+ * asked what it saw. Where the two do not tell the same, again and again, the link is in dispute and none of
+ * its figures used.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -12,21 +13,17 @@
 #include "common/ticket/ticket.h"
 #include "coordinator/api/net.h"
 #include "coordinator/api/netcheck.h"
+#include "coordinator/api/netrun.h"
 #include "coordinator/topology/tourney.h"
 
-#define ALL_PAIRS_MAX 64u /* nodes; above it only SAMPLE_ROUNDS of the rounds are played */
-#define SAMPLE_ROUNDS 16u
-#define RUNS_MAX 8u
-#define LOOK_NS (5 * NS_PER_S)
 #define TICKET_LIFE_US (300ll * 1000000)
+#define STREAM_PROBES 5u         /* before a stream: that the peer answers is known already */
 #define REPLY_NS (30 * NS_PER_S) /* beyond what a probe takes by its own figures */
 
-struct net_ask { /* what to measure */
-    uint32_t count, size;
-    uint64_t interval_ns, timeout_ns, stream_ns, stream_bytes;
-};
+/* Of a pair whose ends disagree: a host that was busy agrees the next time, a liar does not. */
+#define TRIES 3u
 
-enum pair_stage { PAIR_FORTH, PAIR_SEEN, PAIR_BACK };
+enum pair_stage { PAIR_FORTH, PAIR_SEEN, PAIR_BACK, PAIR_RESTS, PAIR_STREAM, PAIR_STREAM_SEEN, PAIR_OVER };
 
 struct pair {
     struct net_run *run;
@@ -35,28 +32,12 @@ struct pair {
     uint64_t id;
     struct rpc_call *call;
     ProtobufCMessage *got; /* of the call under way */
-    Strata__V1__ProbeReply *ab, *ba;
-    Strata__V1__SeenReply *seen;
-    char why_ab[40], why_ba[40]; /* why there is no ab, ba */
+    Strata__V1__ProbeReply *ab, *ba, *stream;
+    Strata__V1__SeenReply *seen, *stream_seen;
+    char why_ab[40], why_ba[40], why_stream[40]; /* why there is no ab, ba, stream */
+    const char *bad;                             /* how the ends disagree */
+    unsigned tries, stream_tries;
 };
-
-struct net_run {
-    struct coord *c;
-    struct rpc_call *call; /* NULL = nobody waits */
-    char principal[POLICY_PRINCIPAL_MAX];
-    struct net_ask ask;
-    char **node;
-    uint32_t n;
-    uint32_t *round, rounds, at; /* which rounds of the tournament; the next to play */
-    struct pair *pair;           /* of the round being played */
-    uint32_t npair, inflight;
-    uint32_t pairs, sampled, done, failed, writing;
-    bool cancelled, stale_only, over_told;
-    uint64_t start_ns;
-    struct net_run *next;
-};
-
-static void run_next(struct net_run *r);
 
 /* ---- records ---- */
 
@@ -72,8 +53,7 @@ static bool not_tried(const char *why)
 }
 
 /* Returns whether the link was tried; if not, older figures stay, with the reason beside them. */
-static bool take_latency(struct net_link *l, const Strata__V1__ProbeReply *r, const char *why, bool streamed,
-                         int64_t now_us)
+static bool take_latency(struct net_link *l, const Strata__V1__ProbeReply *r, const char *why, int64_t now_us)
 {
     if (!r && not_tried(why)) {
         str_copy(l->reason, sizeof l->reason, why);
@@ -100,8 +80,6 @@ static bool take_latency(struct net_link *l, const Strata__V1__ProbeReply *r, co
     l->jitter_s = (double)m->jitter_ns / 1e9;
     l->stddev_s = (double)m->stddev_ns / 1e9;
     l->loss = m->sent ? (double)(m->sent - m->received) / m->sent : 0;
-    if (streamed) /* without data to send no larger packets are tried */
-        l->mtu = r->mtu;
     return true;
 }
 
@@ -161,7 +139,7 @@ static void stored(void *arg, int rc, const struct err *e)
         LOG_E(&r->c->log, "net", "figures not stored error=\"%s\"", e->text);
     }
     if (!r->inflight)
-        run_next(r);
+        net_run_next(r);
 }
 
 static void store_pair(struct net_run *r, const struct net_link *ab, bool ab_rate, const struct net_link *ba,
@@ -181,7 +159,7 @@ static void store_pair(struct net_run *r, const struct net_link *ab, bool ab_rat
 
 /* ---- telling who waits ---- */
 
-static void progress(struct net_run *r, const struct net_link *l)
+void net_run_progress(struct net_run *r, const struct net_link *l)
 {
     Strata__V1__NetProgress m = STRATA__V1__NET_PROGRESS__INIT;
     Strata__V1__NetLink link;
@@ -201,50 +179,70 @@ static void progress(struct net_run *r, const struct net_link *l)
     (void)rc; /* a reader that is slow misses steps between; the links can be asked for */
 }
 
-static void pair_over(struct pair *p)
+static void drop_probe(Strata__V1__ProbeReply **r)
+{
+    if (*r)
+        strata__v1__probe_reply__free_unpacked(*r, NULL);
+    *r = NULL;
+}
+
+static void drop_seen(Strata__V1__SeenReply **r)
+{
+    if (*r)
+        strata__v1__seen_reply__free_unpacked(*r, NULL);
+    *r = NULL;
+}
+
+static void pair_record(struct pair *p, struct net_link *ab, struct net_link *ba)
 {
     struct net_run *r = p->run;
     struct coord *c = r->c;
-    struct net_link *ab, *ba;
     int64_t now = clock_wall_us(c->clock);
-    if (!c->net->stopping && netmap_link(c->net->map, p->a, p->b, &ab) == ST_OK &&
-        netmap_link(c->net->map, p->b, p->a, &ba) == ST_OK) {
-        const struct net_story story = {p->ab, p->seen, p->ba};
-        const char *bad = net_contradiction(&story);
-        bool rate_ab = false, rate_ba = false;
-        bool streamed = p->ab && p->ab->back;
-        bool tried = take_latency(ab, p->ab && p->ab->latency ? p->ab : NULL,
-                                  p->ab ? "NO_FIGURES" : p->why_ab, streamed, now);
-        tried &= take_latency(ba, p->ba && p->ba->latency ? p->ba : NULL, p->ba ? "NO_FIGURES" : p->why_ba,
-                              false, now);
-        if (p->ab && r->ask.stream_ns && !bad) {
-            const Strata__V1__NetRate *in = p->seen ? p->seen->received : NULL;
-            rate_ab = take_rate(ab, in, p->ab->forth, p->ab->stream_reason, now);
-            rate_ba = take_rate(ba, p->ab->back, p->seen ? p->seen->sent : NULL, p->ab->stream_reason, now);
-        }
-        if (bad) {
-            dispute(c, ab, bad);
-            dispute(c, ba, bad);
-        }
-        r->failed += !tried || !ab->reached || !ba->reached || bad;
-        if (tried)
-            store_pair(r, ab, rate_ab, ba, rate_ba);
-        record_event(c, ab);
-        record_event(c, ba);
-        r->done++;
-        progress(r, ab);
-        progress(r, ba);
+    bool rate_ab = false, rate_ba = false, tried;
+    tried = take_latency(ab, p->ab, p->why_ab, now);
+    tried &= take_latency(ba, p->ba, p->why_ba, now);
+    if (p->stream && !p->bad) {
+        const Strata__V1__SeenReply *k = p->stream_seen;
+        rate_ab = take_rate(ab, k ? k->received : NULL, p->stream->forth, p->stream->stream_reason, now);
+        rate_ba = take_rate(ba, p->stream->back, k ? k->sent : NULL, p->stream->stream_reason, now);
+        if (p->stream->back)
+            ab->mtu = p->stream->mtu;
+    } else if (r->ask.stream_ns) {
+        str_copy(ab->rate_reason, sizeof ab->rate_reason, p->bad ? p->bad : p->why_stream);
+        str_copy(ba->rate_reason, sizeof ba->rate_reason, p->bad ? p->bad : p->why_stream);
     }
-    if (p->ab)
-        strata__v1__probe_reply__free_unpacked(p->ab, NULL);
-    if (p->ba)
-        strata__v1__probe_reply__free_unpacked(p->ba, NULL);
-    if (p->seen)
-        strata__v1__seen_reply__free_unpacked(p->seen, NULL);
-    p->ab = p->ba = NULL;
-    p->seen = NULL;
+    if (p->bad) {
+        dispute(c, ab, p->bad);
+        dispute(c, ba, p->bad);
+    }
+    r->failed += !tried || !ab->reached || !ba->reached || p->bad;
+    if (tried)
+        store_pair(r, ab, rate_ab, ba, rate_ba);
+    record_event(c, ab);
+    record_event(c, ba);
+    r->done++;
+    net_run_progress(r, ab);
+    net_run_progress(r, ba);
+}
+
+static void half_over(struct net_run *r);
+
+static void pair_over(struct pair *p)
+{
+    struct net_run *r = p->run;
+    struct netmap *map = r->c->net->map;
+    struct net_link *ab, *ba;
+    if (!r->c->net->stopping && netmap_link(map, p->a, p->b, &ab) == ST_OK &&
+        netmap_link(map, p->b, p->a, &ba) == ST_OK)
+        pair_record(p, ab, ba);
+    drop_probe(&p->ab);
+    drop_probe(&p->ba);
+    drop_probe(&p->stream);
+    drop_seen(&p->seen);
+    drop_seen(&p->stream_seen);
+    p->stage = PAIR_OVER;
     if (--r->inflight == 0)
-        run_next(r);
+        half_over(r);
 }
 
 /* ---- one pair ---- */
@@ -264,37 +262,93 @@ static void on_message(struct rpc_call *call, const ProtobufCMessage *msg, void 
 
 static void pair_step(struct pair *p);
 
+static void rests(struct pair *p)
+{
+    struct net_run *r = p->run;
+    const struct net_story story = {p->ab, p->seen, p->ba};
+    p->bad = net_contradiction(&story);
+    if (p->bad && ++p->tries < TRIES) {
+        drop_probe(&p->ab);
+        drop_probe(&p->ba);
+        drop_seen(&p->seen);
+        p->stage = PAIR_FORTH;
+        pair_step(p);
+    } else if (!p->ab || !r->ask.stream_ns || p->bad) {
+        pair_over(p);
+    } else {
+        p->stage = PAIR_RESTS;
+        if (--r->inflight == 0)
+            half_over(r);
+    }
+}
+
+static void streamed(struct pair *p)
+{
+    const struct net_story story = {p->stream, p->stream_seen, NULL};
+    p->bad = net_contradiction(&story);
+    if (p->bad && ++p->stream_tries < TRIES) {
+        drop_probe(&p->stream);
+        drop_seen(&p->stream_seen);
+        p->stage = PAIR_STREAM;
+        pair_step(p);
+    } else {
+        pair_over(p);
+    }
+}
+
+/* An answer without the figures it is for is none. */
+static Strata__V1__ProbeReply *take_probe(struct pair *p, char why[40])
+{
+    Strata__V1__ProbeReply *r = (Strata__V1__ProbeReply *)p->got;
+    if (r && !r->latency) {
+        str_copy(why, 40, "NO_FIGURES");
+        drop_probe(&r);
+    }
+    return r;
+}
+
 static void on_done(struct rpc_call *call, const struct rpc_status *st, const uint8_t *digest, void *arg)
 {
     struct pair *p = arg;
     (void)call;
     (void)digest;
     p->call = NULL;
-    char *why = p->stage == PAIR_BACK ? p->why_ba : p->why_ab;
+    bool back = p->stage == PAIR_BACK, seen = p->stage == PAIR_SEEN || p->stage == PAIR_STREAM_SEEN;
+    char *why = back ? p->why_ba : p->stage == PAIR_STREAM ? p->why_stream : p->why_ab;
     if (st->code && p->got) {
         protobuf_c_message_free_unpacked(p->got, NULL);
         p->got = NULL;
     }
-    if (st->code && p->stage != PAIR_SEEN) {
+    if (st->code && !seen) {
         str_copy(why, sizeof p->why_ab,
                  st->reason[0]    ? st->reason
                  : st->code == 12 ? "AGENT_TOO_OLD"
                                   : "FAILED");
-        LOG_I(&p->run->c->log, "net", "probe from=%s to=%s failed reason=%s why=\"%s\"",
-              p->stage == PAIR_BACK ? p->b : p->a, p->stage == PAIR_BACK ? p->a : p->b, why, st->text);
+        LOG_I(&p->run->c->log, "net", "probe from=%s to=%s failed reason=%s why=\"%s\"", back ? p->b : p->a,
+              back ? p->a : p->b, why, st->text);
     }
-    if (p->stage == PAIR_FORTH)
-        p->ab = (Strata__V1__ProbeReply *)p->got;
-    else if (p->stage == PAIR_SEEN)
+    switch (p->stage) {
+    case PAIR_FORTH:
+        p->ab = take_probe(p, why);
+        p->stage = p->ab ? PAIR_SEEN : PAIR_BACK;
+        break;
+    case PAIR_SEEN:
         p->seen = (Strata__V1__SeenReply *)p->got;
-    else
-        p->ba = (Strata__V1__ProbeReply *)p->got;
-    p->got = NULL;
-    if (p->stage == PAIR_BACK) {
-        pair_over(p);
-        return;
+        p->stage = PAIR_BACK;
+        break;
+    case PAIR_BACK:
+        p->ba = take_probe(p, why);
+        p->stage = PAIR_RESTS;
+        break;
+    case PAIR_STREAM:
+        p->stream = take_probe(p, why);
+        p->stage = p->stream ? PAIR_STREAM_SEEN : PAIR_OVER;
+        break;
+    default:
+        p->stream_seen = (Strata__V1__SeenReply *)p->got;
+        p->stage = PAIR_OVER;
     }
-    p->stage = p->stage == PAIR_FORTH && p->ab ? PAIR_SEEN : PAIR_BACK;
+    p->got = NULL;
     pair_step(p);
 }
 
@@ -334,7 +388,7 @@ static int ask_probe(struct pair *p, const char *from, const char *to, bool stre
     q.peer_node = b->name;
     q.peer_address = b->peer_address;
     q.ticket = (ProtobufCBinaryData){len, ticket};
-    q.count = k->count;
+    q.count = stream ? STREAM_PROBES : k->count;
     q.size = k->size;
     q.interval_ns = k->interval_ns;
     q.timeout_ns = k->timeout_ns;
@@ -363,6 +417,7 @@ static int ask_seen(struct pair *p)
              : ST_EUNREACH;
 }
 
+/* Does what the stage asks for; what cannot even be asked is skipped, with its reason kept. */
 static void pair_step(struct pair *p)
 {
     if (p->run->c->net->stopping) {
@@ -370,7 +425,7 @@ static void pair_step(struct pair *p)
         return;
     }
     if (p->stage == PAIR_FORTH) {
-        if (ask_probe(p, p->a, p->b, true, p->why_ab) == ST_OK)
+        if (ask_probe(p, p->a, p->b, false, p->why_ab) == ST_OK)
             return;
         p->stage = PAIR_BACK;
     }
@@ -379,13 +434,25 @@ static void pair_step(struct pair *p)
             return;
         p->stage = PAIR_BACK;
     }
-    if (ask_probe(p, p->b, p->a, false, p->why_ba) < 0)
-        pair_over(p);
+    if (p->stage == PAIR_BACK) {
+        if (ask_probe(p, p->b, p->a, false, p->why_ba) == ST_OK)
+            return;
+        p->stage = PAIR_RESTS;
+    }
+    if (p->stage == PAIR_RESTS) {
+        rests(p);
+        return;
+    }
+    if (p->stage == PAIR_STREAM && ask_probe(p, p->a, p->b, true, p->why_stream) == ST_OK)
+        return;
+    if (p->stage == PAIR_STREAM_SEEN && ask_seen(p) == ST_OK)
+        return;
+    streamed(p);
 }
 
 /* ---- rounds ---- */
 
-static void run_free(struct net_run *r)
+void net_run_free(struct net_run *r)
 {
     for (uint32_t i = 0; i < r->n; i++)
         free(r->node[i]);
@@ -403,7 +470,7 @@ static bool stale(struct coord *c, const char *a, const char *b)
            age_us > (int64_t)(c->cfg.net_refresh_ns / NS_PER_US);
 }
 
-static bool wanted(const struct net_run *r, const char *a, const char *b)
+bool net_run_wants(const struct net_run *r, const char *a, const char *b)
 {
     return !r->stale_only || stale(r->c, a, b) || stale(r->c, b, a);
 }
@@ -440,242 +507,68 @@ static void run_over(struct net_run *r)
         p.over = true;
         rpc_reply(r->call, &p.base);
     }
-    run_free(r);
+    net_run_free(r);
     if (c->net->runs && !c->net->stopping)
-        run_next(c->net->runs);
+        net_run_next(c->net->runs);
+}
+
+/* All pairs of the round have their round trips: now the rates, or the next round. */
+static void half_over(struct net_run *r)
+{
+    if (r->streaming || r->c->net->stopping) {
+        net_run_next(r);
+        return;
+    }
+    r->streaming = true;
+    /* One more until all have begun, so that one that fails at once does not end the round. */
+    r->inflight = 1;
+    for (uint32_t i = 0; i < r->npair; i++)
+        r->inflight += r->pair[i].stage == PAIR_RESTS;
+    for (uint32_t i = 0; i < r->npair; i++)
+        if (r->pair[i].stage == PAIR_RESTS) {
+            r->pair[i].stage = PAIR_STREAM;
+            pair_step(&r->pair[i]);
+        }
+    if (--r->inflight == 0)
+        net_run_next(r);
+}
+
+static uint32_t round_pairs(struct net_run *r)
+{
+    struct tourney_pair *t = calloc(r->n / 2 + 1, sizeof *t);
+    if (!r->pair)
+        r->pair = calloc(r->n / 2 + 1, sizeof *r->pair);
+    if (!t || !r->pair)
+        r->cancelled = true; /* what was measured stays; whoever waits sees how little it is */
+    uint32_t k = r->cancelled ? 0 : tourney_round(r->n, r->round[r->at], t);
+    r->at++;
+    r->npair = 0;
+    for (uint32_t i = 0; i < k; i++)
+        if (net_run_wants(r, r->node[t[i].a], r->node[t[i].b]))
+            r->pair[r->npair++] = (struct pair){.run = r, .a = r->node[t[i].a], .b = r->node[t[i].b]};
+    free(t);
+    return r->npair;
 }
 
 /* Plays the next round that has pairs to measure; the last one's figures must be on disk before all is over.
  */
-static void run_next(struct net_run *r)
+void net_run_next(struct net_run *r)
 {
-    struct coord *c = r->c;
-    if (c->net->stopping)
+    if (r->c->net->stopping)
         return; /* net_fini frees it */
     while (!r->cancelled && r->at < r->rounds) {
-        struct tourney_pair *t = calloc(r->n / 2 + 1, sizeof *t);
-        uint32_t k = t ? tourney_round(r->n, r->round[r->at], t) : 0;
-        r->at++;
-        r->npair = 0;
-        for (uint32_t i = 0; i < k; i++)
-            if (wanted(r, r->node[t[i].a], r->node[t[i].b]))
-                r->pair[r->npair++] = (struct pair){.run = r, .a = r->node[t[i].a], .b = r->node[t[i].b]};
-        free(t);
-        if (!r->npair)
+        if (!round_pairs(r))
             continue;
-        /* One more until all have begun, so that one that fails at once does not end the round. */
+        r->streaming = false;
         r->inflight = r->npair + 1;
         for (uint32_t i = 0; i < r->npair; i++)
             pair_step(&r->pair[i]);
-        if (--r->inflight)
-            return;
+        if (--r->inflight == 0)
+            half_over(r);
+        return;
     }
     if (!r->writing)
         run_over(r);
-}
-
-/* ---- beginning ---- */
-
-static int run_rounds(struct net_run *r)
-{
-    uint32_t all = tourney_rounds(r->n);
-    r->rounds = r->n > ALL_PAIRS_MAX ? SAMPLE_ROUNDS : all;
-    r->round = calloc(r->rounds + 1, sizeof *r->round);
-    r->pair = calloc(r->n / 2 + 1, sizeof *r->pair);
-    if (!r->round || !r->pair)
-        return ST_ENOMEM;
-    for (uint32_t i = 0; i < r->rounds; i++)
-        r->round[i] = (uint32_t)((uint64_t)i * all / r->rounds);
-    uint64_t total = (uint64_t)r->n * (r->n - 1) / 2, played = (uint64_t)r->rounds * (r->n / 2);
-    r->pairs = (uint32_t)played;
-    r->sampled = (uint32_t)(total > played ? total - played : 0);
-    return ST_OK;
-}
-
-/* Takes r in every case, with its rounds. */
-static int run_begin(struct net_run *r, struct err *e)
-{
-    struct coord *c = r->c;
-    int rc = ST_OK;
-    if (c->net->nruns >= RUNS_MAX)
-        rc = err_reason(e, ST_ERESOURCE, "BUSY", "%u measurements wait already; try again", c->net->nruns);
-    if (rc < 0) {
-        run_free(r);
-        return rc;
-    }
-    struct net_run **at = &c->net->runs;
-    while (*at)
-        at = &(*at)->next;
-    *at = r;
-    r->start_ns = clock_ns(c->clock);
-    return ++c->net->nruns == 1 ? 1 : ST_OK; /* 1: nobody is before it */
-}
-
-static struct net_run *run_new(struct coord *c, size_t max)
-{
-    struct net_run *r = calloc(1, sizeof *r);
-    if (r && !(r->node = calloc(max + 1, sizeof(*r->node)))) {
-        free(r);
-        return NULL;
-    }
-    if (r) {
-        r->c = c;
-        r->ask = (struct net_ask){.count = c->cfg.net_probes,
-                                  .size = 64,
-                                  .interval_ns = 10 * NS_PER_MS,
-                                  .timeout_ns = NS_PER_S,
-                                  .stream_ns = c->cfg.net_stream_ns,
-                                  .stream_bytes = 16ull << 30};
-    }
-    return r;
-}
-
-static int run_add(struct net_run *r, const char *node, struct err *e)
-{
-    for (uint32_t i = 0; i < r->n; i++)
-        if (!strcmp(r->node[i], node))
-            return err_set(e, ST_EINVAL, "node %s is named twice", node);
-    if (!(r->node[r->n] = strdup(node)))
-        return err_set(e, ST_ENOMEM, "no memory for the nodes to measure");
-    r->n++;
-    return ST_OK;
-}
-
-static int take_nodes(struct net_run *r, const Strata__V1__NetMeasureRequest *q, struct err *e)
-{
-    struct topo *t = r->c->topo;
-    int rc = ST_OK;
-    for (size_t i = 0; i < q->n_nodes && rc == ST_OK; i++)
-        rc = topo_node(t, q->nodes[i]) ? run_add(r, q->nodes[i], e)
-                                       : err_reason(e, ST_ENOENT, "NO_NODE",
-                                                    "there is no node '%.64s'; see "
-                                                    "strata node list",
-                                                    q->nodes[i]);
-    for (size_t i = 0; i < topo_count(t) && rc == ST_OK && !q->n_nodes; i++)
-        if (api_node_rpc(topo_at(t, i)))
-            rc = run_add(r, topo_at(t, i)->name, e);
-    if (rc == ST_OK && r->n < 2)
-        rc =
-            err_reason(e, ST_ENOENT, "NO_PAIR", "%u node%s: a link has two ends", r->n, r->n == 1 ? "" : "s");
-    return rc;
-}
-
-static int take_ask(struct net_run *r, const Strata__V1__NetMeasureRequest *q, struct err *e)
-{
-    struct net_ask *k = &r->ask;
-    if (q->count)
-        k->count = q->count;
-    if (q->size)
-        k->size = q->size;
-    if (q->interval_ns)
-        k->interval_ns = q->interval_ns;
-    if (q->stream_ns)
-        k->stream_ns = q->stream_ns;
-    if (q->stream_bytes)
-        k->stream_bytes = q->stream_bytes;
-    if (q->latency_only)
-        k->stream_ns = 0;
-    if (k->count > 100000 || k->interval_ns > 10 * NS_PER_S || k->interval_ns < 100 * NS_PER_US ||
-        k->count * k->interval_ns > 600 * NS_PER_S)
-        return err_set(e, ST_EINVAL,
-                       "a latency test sends at most 100000 probes, every 100 us to 10 s, in at "
-                       "most 10 minutes");
-    if (k->size < 40 || k->size > 1100)
-        return err_set(e, ST_EINVAL, "a probe has 40 to 1100 bytes, not %u", k->size);
-    if (k->stream_ns > 60 * NS_PER_S || k->stream_bytes > 64ull << 30)
-        return err_set(e, ST_EINVAL, "a bandwidth test takes at most 60 s and 64 GiB");
-    return ST_OK;
-}
-
-static void nobody_waits(struct rpc_call *call, void *arg)
-{
-    struct net_run *r = arg;
-    (void)call;
-    r->call = NULL;
-    r->cancelled = true; /* what is under way ends; no new round begins */
-}
-
-void api_net_measure(struct rpc_call *call, const ProtobufCMessage *req, void *arg)
-{
-    struct coord *c = arg;
-    const Strata__V1__NetMeasureRequest *q = (const Strata__V1__NetMeasureRequest *)req;
-    struct err e = {0};
-    if (!api_allow(call, c, PERM_ADMIN))
-        return;
-    if (q->n_nodes > TOPO_MAX_NODES) {
-        rpc_finish(call, 3, "TOO_MANY", "more nodes are named than there can be");
-        return;
-    }
-    struct net_run *r = run_new(c, q->n_nodes ? q->n_nodes : topo_count(c->topo));
-    if (!r) {
-        api_no_memory(call);
-        return;
-    }
-    int rc = take_nodes(r, q, &e);
-    if (rc == ST_OK)
-        rc = take_ask(r, q, &e);
-    if (rc == ST_OK && (rc = run_rounds(r)) < 0)
-        err_set(&e, rc, "no memory to measure %u nodes", r->n);
-    if (rc < 0)
-        run_free(r);
-    else {
-        str_copy(r->principal, sizeof r->principal, rpc_peer(call)->principal);
-        rc = run_begin(r, &e);
-    }
-    if (rc < 0) {
-        rpc_fail(call, &e);
-        return;
-    }
-    r->call = call;
-    rpc_on_cancel(call, nobody_waits, r);
-    progress(r, NULL);
-    if (rc == 1)
-        run_next(r);
-}
-
-/* ---- by itself ---- */
-
-static bool settled(const struct coord *c, const struct topo_node *n)
-{
-    return n->user && n->state == TOPO_CONNECTED &&
-           clock_ns(c->clock) - n->connected_ns >= c->cfg.net_settle_ns;
-}
-
-static bool anything(const struct net_run *r, struct tourney_pair *t)
-{
-    for (uint32_t k = 0; k < r->rounds; k++)
-        for (uint32_t i = tourney_round(r->n, r->round[k], t); i > 0; i--)
-            if (wanted(r, r->node[t[i - 1].a], r->node[t[i - 1].b]))
-                return true;
-    return false;
-}
-
-void net_tick(struct coord *c)
-{
-    uint64_t now = clock_ns(c->clock);
-    if (!c->cfg.net_refresh_ns || c->net->stopping || c->net->runs || now < c->net->look_ns)
-        return;
-    c->net->look_ns = now + LOOK_NS;
-    struct net_run *r = run_new(c, topo_count(c->topo));
-    struct err e;
-    for (size_t i = 0; r && i < topo_count(c->topo); i++) {
-        const struct topo_node *n = topo_at(c->topo, i);
-        if (settled(c, n) && run_add(r, n->name, &e) < 0)
-            break;
-    }
-    if (!r)
-        return;
-    struct tourney_pair *t = calloc(r->n / 2 + 1, sizeof *t);
-    r->stale_only = true;
-    bool any = t && r->n > 1 && run_rounds(r) == ST_OK && anything(r, t);
-    free(t);
-    if (!any) {
-        run_free(r);
-        return;
-    }
-    str_copy(r->principal, sizeof r->principal, "coordinator");
-    if (run_begin(r, &e) == 1)
-        run_next(r);
 }
 
 void net_stop(struct coord *c)
@@ -691,7 +584,7 @@ void net_fini(struct coord *c)
     while (c->net->runs) {
         struct net_run *r = c->net->runs;
         c->net->runs = r->next;
-        run_free(r);
+        net_run_free(r);
     }
     netmap_free(c->net->map);
     free(c->net);

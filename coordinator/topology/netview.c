@@ -10,7 +10,7 @@
 /* A figure is half as sure after this long. */
 #define HALF_LIFE_S 3600.0
 /* How far two nodes are for the clustering: a round trip, and this much data at their rate. */
-#define SITE_BYTES 64e3
+#define SITE_BYTES 16e3
 
 struct net_view {
     size_t n;
