@@ -10,7 +10,7 @@ static const struct {
     int (*run)(struct bench_run *, struct err *);
 } areas[] = {
     {"gpu", bench_gpu},     {"rpc", bench_rpc}, {"access", bench_access},
-    {"audit", bench_audit}, {"tls", bench_tls},
+    {"audit", bench_audit}, {"tls", bench_tls}, {"net", bench_net},
 };
 
 static int usage(FILE *to)

@@ -434,7 +434,8 @@ static int take(struct prober *p, const Strata__V1__ProbeRequest *q, struct err 
     if (!str_copy(p->node, sizeof p->node, q->peer_node) ||
         !str_copy(p->address, sizeof p->address, q->peer_address) || q->ticket.len > sizeof p->ticket)
         return err_set(e, ST_EINVAL, "the peer's name, address or ticket is too long");
-    memcpy(p->ticket, q->ticket.data, q->ticket.len);
+    if (q->ticket.len)
+        memcpy(p->ticket, q->ticket.data, q->ticket.len);
     p->ticket_len = q->ticket.len;
     int rc = probe_series_new(&p->series, p->id, q->count ? q->count : 20, p->timeout_ns);
     if (rc < 0)

@@ -165,7 +165,7 @@ static void on_estimate(struct rpc_call *call, const ProtobufCMessage *req, void
     struct net_estimate est;
     struct net_path p;
     struct err e = {0};
-    size_t n, from, to;
+    size_t n, from = 0, to = 0;
     if (!api_allow(call, c, PERM_DEVICE_LIST))
         return;
     if (net_view_all(c, &v, &names, &n) < 0) {
@@ -358,6 +358,7 @@ static void look_from_outside(struct coord *c, struct patient *p)
 {
     const struct topo_node *n = topo_node(c->topo, p->name);
     size_t to = 0, to_failed = 0, from = 0, from_failed = 0;
+    double best = 0; /* of its links, bits a second on the wire */
     char *text = NULL;
     if (!n)
         return;
@@ -372,6 +373,10 @@ static void look_from_outside(struct coord *c, struct patient *p)
         const char *other = topo_at(c->topo, i)->name;
         const struct net_link *in = netmap_find(c->net->map, other, p->name),
                               *out = netmap_find(c->net->map, p->name, other);
+        if (in && in->wire_bytes_per_s * 8 > best)
+            best = in->wire_bytes_per_s * 8;
+        if (out && out->wire_bytes_per_s * 8 > best)
+            best = out->wire_bytes_per_s * 8;
         if (in && in->tried_us) {
             to++;
             to_failed += !in->reached && (!strcmp(in->reason, "NO_ANSWER") || !strcmp(in->reason, "REFUSED"));
@@ -385,6 +390,15 @@ static void look_from_outside(struct coord *c, struct patient *p)
                      "packets to %s have at most %u bytes: a tunnel, or a path that drops larger ones "
                      "silently (an MTU black hole); let ICMP 'fragmentation needed' through or lower the MTU",
                      other, out->mtu) > 0)
+            advise(p, text);
+    }
+    for (size_t i = 0; p->m && i < p->m->n_interfaces; i++) {
+        const Strata__V1__NetInterface *f = p->m->interfaces[i];
+        if (f->carries && f->speed_mbit > 0 && best > 0 && best < 0.7e6 * (double)f->speed_mbit &&
+            asprintf(&text,
+                     "%s negotiated %lld Mbit/s, but no link of this node is faster than %.0f: look at the "
+                     "switch, the cable, what else uses it, and whether one core is enough for the packets",
+                     f->name, (long long)f->speed_mbit, best / 1e6) > 0)
             advise(p, text);
     }
     if (to && to_failed == to && from_failed < from &&

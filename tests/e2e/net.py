@@ -216,6 +216,34 @@ def trouble(sim):
           "the doctor tells the interface, its MTU and UDP offload")
 
 
+def link_now(a, b):
+    return next(l for l in strata("net", "matrix", a, b)["links"] if l["from"] == a)
+
+
+def passive(sim):
+    """The link became faster than it was measured, and a user's copy shows it."""
+    check(link_now("n2", "n5")["rate_source"] == "measured", "a link's rate was measured")
+    set_link(sim, 2, 5, mbit=80)
+    a = strata("gpu", "alloc", "n2/cpu:0", "12MiB")["handle"]
+    b = strata("gpu", "alloc", "n5/cpu:0", "12MiB")["handle"]
+    strata("gpu", "copy", a, b)
+    l = until("the copy's rate is known", lambda: (lambda l: l if l["rate_source"] == "passive" else None)(link_now("n2", "n5")))
+    check(6e6 < l["bytes_per_s"] < 10.5e6, f"a transfer taught the link's new rate: {l['bytes_per_s'] * 8e-6:.0f} Mbit/s")
+
+
+def refreshed():
+    before = link_now("n2", "n3")["measured"]
+    path = f"{work}/c/coordinator/coordinator.yaml"
+    text = open(path).read().replace("{refresh: off}", "{refresh: 1s, settle: 100ms, stream: 40ms, probes: 5}")
+    stop("co")
+    with open(path, "w") as f:
+        f.write(text)
+    coordinator()
+    until("the coordinator is back", lambda: strata("status", want=None, parse=False).returncode == 0)
+    until("old figures are measured again", lambda: link_now("n2", "n3")["measured"] > before)
+    check(True, "what is older than network.refresh is measured again without being asked for")
+
+
 def restart():
     before = {(l["from"], l["to"]): l["rtt_p50_s"] for l in strata("net", "matrix")["links"]}
     stop("co")
@@ -236,8 +264,10 @@ def main():
     measure()
     topology()
     plans(sim)
+    passive(sim)
     trouble(sim)
     restart()
+    refreshed()
 
 
 need_root()

@@ -9,7 +9,9 @@
  *   link FROM TO delay_us=N jitter_us=N loss_ppm=N reorder_ppm=N dup_ppm=N rate=BITS queue_us=N mtu=N
  *     FROM and TO are numbers of hosts, 0 = all; what is not named becomes 0, which is no delay, no loss, no
  *     limit; queue_us (100000 when 0) is how much a paced link holds before it drops.
- * Ends at the end of its input.
+ *   count FROM TO MIN MAX
+ *     Answers "ok SEEN DROPPED BYTES" of the packets of MIN to MAX bytes (to 16 bytes) since the last `link`
+ * of it. Ends at the end of its input.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -35,6 +37,8 @@
 struct link {
     uint64_t delay_ns, jitter_ns, rate, queue_ns;
     unsigned loss_ppm, reorder_ppm, dup_ppm, mtu;
+    uint32_t seen[PACKET_MAX / 16], dropped[PACKET_MAX / 16];
+    uint64_t bytes;
     uint64_t free_ns, last_ns; /* when the wire is free; when the latest packet arrives */
 };
 struct packet {
@@ -163,6 +167,9 @@ static void route(struct net *n, unsigned from, const uint8_t *p, unsigned len, 
     if (to == 0 || (int)to > n->n || to == from)
         return;
     struct link *l = &n->link[from][to];
+    l->seen[len / 16]++;
+    l->bytes += len;
+    l->dropped[len / 16]++; /* taken back when it was not */
     if ((l->mtu && len > l->mtu) || rnd(n, 1000000) < l->loss_ppm)
         return;
     uint64_t start = l->free_ns > now ? l->free_ns : now;
@@ -172,6 +179,7 @@ static void route(struct net *n, unsigned from, const uint8_t *p, unsigned len, 
         start += (uint64_t)len * 8 * 1000000000ull / l->rate;
         l->free_ns = start;
     }
+    l->dropped[len / 16]--;
     uint64_t due = start + l->delay_ns + rnd(n, l->jitter_ns);
     if (rnd(n, 1000000) < l->reorder_ppm)
         due = start; /* overtakes */
@@ -195,6 +203,21 @@ static void deliver(struct net *n, uint64_t now)
 }
 
 /* ---- commands ---- */
+
+static bool count(const struct net *n, const char *line)
+{
+    unsigned f, t, lo, hi, seen = 0, dropped = 0;
+    if (sscanf(line, "count %u %u %u %u", &f, &t, &lo, &hi) != 4 || f < 1 || t < 1 || (int)f > n->n ||
+        (int)t > n->n)
+        return false;
+    const struct link *l = &n->link[f][t];
+    for (unsigned i = lo / 16; i <= hi / 16 && i < PACKET_MAX / 16; i++) {
+        seen += l->seen[i];
+        dropped += l->dropped[i];
+    }
+    printf("ok %u %u %llu\n", seen, dropped, (unsigned long long)l->bytes);
+    return true;
+}
 
 static bool apply(struct net *n, char *line)
 {
@@ -250,7 +273,8 @@ static bool command(struct net *n)
     line[have] = 0;
     for (char *nl; (nl = strchr(line, '\n'));) {
         *nl = 0;
-        puts(apply(n, line) ? "ok" : "error: link FROM TO key=value…");
+        if (!count(n, line))
+            puts(apply(n, line) ? "ok" : "error: link FROM TO key=value…");
         have -= (size_t)(nl + 1 - line);
         memmove(line, nl + 1, have + 1);
     }
