@@ -17,8 +17,9 @@
 #define DEFAULT_TIMEOUT_NS NS_PER_S
 #define STREAM_ROUND_TRIPS 40u
 #define STREAM_LONGER_NS (4 * NS_PER_S)
-#define STREAM_GRACE_NS (15 * NS_PER_S) /* a stream's call beyond its own time: what is queued has to drain  \
-                                         */
+#define STREAM_GRACE_NS                                                                                      \
+    (15 * NS_PER_S) /* a stream's call beyond its own time: what is queued has to drain                      \
+                     */
 
 enum stage { DIAL, BEGIN, PING, PUSH, PULL };
 
@@ -287,8 +288,8 @@ static void ping_over(struct prober *p)
         return;
     }
     err_reason(&e, ST_EUNREACH, "NO_ECHO",
-               "%s accepts connections at %s but none of %u probes came back within %llu ms", p->node, p->address,
-               p->stats.sent, (unsigned long long)(p->timeout_ns / NS_PER_MS));
+               "%s accepts connections at %s but none of %u probes came back within %llu ms", p->node,
+               p->address, p->stats.sent, (unsigned long long)(p->timeout_ns / NS_PER_MS));
     give_up(p, &e);
 }
 

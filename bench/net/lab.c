@@ -242,6 +242,8 @@ int lab_pace(struct lab *l, double bits_per_s)
 {
     char ns[48];
     int rc = ST_OK;
+    if (!l->veth)
+        return ST_EINVAL;
     for (unsigned i = 1; i <= 2 && rc == ST_OK; i++) {
         space(ns, i);
         (void)!sh("ip netns exec %s tc qdisc del dev v0 root 2>/dev/null", ns);

@@ -7,6 +7,7 @@
 #define STRATA_BENCH_LAB_H
 
 #include <jansson.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <sys/types.h>
 
