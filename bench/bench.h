@@ -72,6 +72,7 @@ int bench_rpc(struct bench_run *run, struct err *e) ST_CHECK;
 int bench_access(struct bench_run *run, struct err *e) ST_CHECK;
 int bench_audit(struct bench_run *run, struct err *e) ST_CHECK;
 int bench_tls(struct bench_run *run, struct err *e) ST_CHECK;
+int bench_plan(struct bench_run *run, struct err *e) ST_CHECK;
 int bench_net(struct bench_run *run, struct err *e) ST_CHECK;
 
 #endif

@@ -46,6 +46,38 @@
     }
 #define LEAN "SQLite, 2 indexes"
 
+/* CPU milliseconds of one core; the slowest of problems with little, some and much memory. */
+#define PLAN_GAPS(goal)                                                                                      \
+    {"plan", goal ".1000.gap-1s", "%", "-", AIM_OURS_MAX, 1},                                                \
+        {"plan", goal ".1000.gap-1s.seconds", "s", "-", AIM_NONE, 0},                                        \
+        {"plan", goal ".1000.memory", "MB", "-", AIM_OURS_MAX, 256},                                         \
+        {"plan", goal ".1000.gap-100ms", "%", "-", AIM_OURS_MAX, 3},                                         \
+        {"plan", goal ".1000.gap-100ms.seconds", "s", "-", AIM_NONE, 0},                                     \
+        {"plan", goal ".5000.gap-5s", "%", "-", AIM_OURS_MAX, 2},                                            \
+        {"plan", goal ".5000.gap-5s.seconds", "s", "-", AIM_NONE, 0},                                        \
+    {                                                                                                        \
+        "plan", goal ".5000.memory", "MB", "-", AIM_OURS_MAX, 256                                            \
+    }
+#define PLAN_REPLAN(goal)                                                                                    \
+    {"plan", goal ".8.replan", "ms", "-", AIM_OURS_MAX, 10},                                                 \
+        {"plan", goal ".8.replan-slowest", "ms", "-", AIM_NONE, 0},                                          \
+        {"plan", goal ".8.replan-moved", "GB", "a fresh plan", AIM_RATIO_MAX, 0.7},                          \
+    {                                                                                                        \
+        "plan", goal ".8.replan-proven-fewest", "%", "-", AIM_OURS_MIN, 100                                  \
+    }
+/* Values of plans: milliseconds, or thousandths of the memory of the fullest device. */
+#define PLAN_RIVAL(goal, unit, kind, peer)                                                                   \
+    {                                                                                                        \
+        "plan", goal "." kind ", " peer, unit, peer, AIM_RATIO_MAX, 1                                        \
+    }
+#define PLAN_RIVALS(goal, unit, kind)                                                                        \
+    PLAN_RIVAL(goal, unit, kind, "memory-proportional"), PLAN_RIVAL(goal, unit, kind, "even split"),         \
+        PLAN_RIVAL(goal, unit, kind, "greedy by FLOPs"), PLAN_RIVAL(goal, unit, kind, "llama.cpp's fill"),   \
+        PLAN_RIVAL(goal, unit, kind, "exo's split")
+#define PLAN_KIND(kind)                                                                                      \
+    PLAN_RIVALS("latency", "ms", kind), PLAN_RIVALS("throughput", "ms", kind),                               \
+        PLAN_RIVALS("memory", "1/1000", kind)
+
 const struct bench_case bench_cases[] = {
     {"rpc", "call-64B-rtt-p50", "us", TLS, AIM_RATIO_MAX, 1.3},
     {"rpc", "call-64B-rtt-p50-tcp", "us", TCP, AIM_NONE, 0},
@@ -105,6 +137,38 @@ const struct bench_case bench_cases[] = {
     {"net", "overhead-10Mbit", "% of the link", "-", AIM_OURS_MAX, 1},
     {"net", "all-pairs-of-16-rounds", "rounds", "-", AIM_OURS_MAX, 15},
     {"net", "coordinates-1000-nodes-median-error", "%", "-", AIM_OURS_MAX, 15},
+    {"plan", "latency.10.slowest", "ms", "-", AIM_OURS_MAX, 10},
+    {"plan", "throughput.10.slowest", "ms", "-", AIM_OURS_MAX, 10},
+    {"plan", "memory.10.slowest", "ms", "-", AIM_OURS_MAX, 10},
+    {"plan", "balanced.10.slowest", "ms", "-", AIM_OURS_MAX, 100},
+    {"plan", "balanced.12.slowest", "ms", "-", AIM_OURS_MAX, 500},
+    {"plan", "latency.14.slowest", "ms", "-", AIM_OURS_MAX, 100},
+    {"plan", "throughput.14.slowest", "ms", "-", AIM_OURS_MAX, 100},
+    {"plan", "memory.14.slowest", "ms", "-", AIM_OURS_MAX, 100},
+    {"plan", "latency.16.slowest", "ms", "-", AIM_OURS_MAX, 800},
+    {"plan", "throughput.16.slowest", "ms", "-", AIM_OURS_MAX, 800},
+    {"plan", "memory.16.slowest", "ms", "-", AIM_OURS_MAX, 800},
+    {"plan", "latency.16.memory", "MB", "-", AIM_OURS_MAX, 1000},
+    {"plan", "throughput.16.memory", "MB", "-", AIM_OURS_MAX, 1000},
+    {"plan", "memory.16.memory", "MB", "-", AIM_OURS_MAX, 1000},
+    {"plan", "latency.sites-1000", "ms", "-", AIM_OURS_MAX, 10},
+    {"plan", "throughput.sites-1000", "ms", "-", AIM_OURS_MAX, 10},
+    {"plan", "memory.sites-1000", "ms", "-", AIM_OURS_MAX, 10},
+    {"plan", "helix10.proved", "ms", "-", AIM_OURS_MAX, 10},
+    {"plan", "helix10.rate", "1/s", "the published optimum", AIM_RATIO_MIN, 0.999999},
+    {"plan", "exo957.bottleneck", "ms", "exo's split", AIM_OURS_MAX, 29.0715},
+    {"plan", "exo957.latency", "ms", "-", AIM_OURS_MAX, 113.95},
+    PLAN_GAPS("latency"),
+    PLAN_GAPS("throughput"),
+    PLAN_GAPS("memory"),
+    PLAN_REPLAN("latency"),
+    PLAN_REPLAN("throughput"),
+    PLAN_REPLAN("memory"),
+    PLAN_KIND("mesh-10"),
+    PLAN_KIND("exo957"),
+    PLAN_KIND("helix10"),
+    PLAN_KIND("sites-1000"),
+    PLAN_KIND("flat-1000"),
 };
 const size_t bench_cases_n = sizeof bench_cases / sizeof *bench_cases;
 

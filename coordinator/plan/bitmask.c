@@ -23,19 +23,26 @@
     64.0 /* a device slower than this many optima loses digits in differences of prefix sums                 \
           */
 
+/* What of F[set][e] is not dropped: starts [lo, hi), at a place of the arena. */
+struct row {
+    uint32_t at; /* plus one; 0 = dropped whole */
+    uint16_t lo, hi;
+};
 struct mask {
     const struct prob *p;
     struct budget *b;
-    size_t D, L, W;           /* W = L + 1 */
-    uint32_t *row;            /* set, e: place of a row in the arena plus one; 0 = dropped */
-    size_t n_rows, rows_each; /* rows in all, and in a chunk of the arena */
-    double *stage;            /* e, m, l: cost of [l, m) on e; only for devices that are not smooth */
-    uint32_t *lo;             /* e, m: first l with a cost within the limit */
-    bool *smooth;             /* D */
-    double *prefix;           /* e, l */
-    uint32_t *last;           /* e, l: the last end from l; 0 = none */
-    double *hop;              /* e, d, m */
-    double *into;             /* e, l: relaxed cost of [0, l) and of the hop to e */
+    size_t D, L, W;       /* W = L + 1 */
+    struct row *row;      /* set, e */
+    size_t filled, chunk; /* doubles of the arena that are taken, and in a chunk of it */
+    double *temp;         /* W */
+    uint32_t *begin;      /* e, m: the first start from which m can be reached */
+    double *stage;        /* e, m, l: cost of [l, m) on e; only for devices that are not smooth */
+    uint32_t *lo;         /* e, m: first l with a cost within the limit */
+    bool *smooth;         /* D */
+    double *prefix;       /* e, l */
+    uint32_t *last;       /* e, l: the last end from l; 0 = none */
+    double *hop;          /* e, d, m */
+    double *into;         /* e, l: relaxed cost of [0, l) and of the hop to e */
     double *before;
     double *arrive; /* W */
     const struct minplus *v;
@@ -43,6 +50,7 @@ struct mask {
     size_t stride;
     uint32_t *pick;   /* e, l: the two entries of the ladder that cover l's window */
     unsigned *levels; /* e */
+    size_t dirty_lo[RUNGS + 1], dirty_hi[RUNGS + 1]; /* entries of each level that are not INFINITY */
     /* fill_bound: a unit of work is what the fastest device does in a second */
     double *work;                /* l: work of [0, l) */
     double *rate, *most;         /* e: least seconds a unit; most work in one run */
@@ -58,6 +66,8 @@ struct mask {
 static void mask_fini(struct mask *k)
 {
     free(k->row);
+    free(k->temp);
+    free(k->begin);
     free(k->stage);
     free(k->lo);
     free(k->smooth);
@@ -78,26 +88,40 @@ static void mask_fini(struct mask *k)
     free(k->fill);
 }
 
-static double *row_at(const struct mask *k, uint32_t place)
+/* A row, to be indexed by start, within [lo, hi) only. */
+static double *row_of(const struct mask *k, const struct row *r)
 {
-    return &k->b->chunk[(place - 1) / k->rows_each][(place - 1) % k->rows_each * k->W];
-}
-static const double *row_of(const struct mask *k, unsigned set, size_t d)
-{
-    uint32_t place = k->row[set * k->D + d];
-    return place ? row_at(k, place) : NULL;
+    size_t at = r->at - 1;
+    return &k->b->chunk[at / k->chunk][at % k->chunk] - r->lo;
 }
 
-/* The next free row, which stays free until k->n_rows counts it. */
-static int row_next(struct mask *k, double **out)
+/* Keeps f[lo, hi). */
+static int row_keep(struct mask *k, struct row *r, const double *f, size_t lo, size_t hi)
 {
-    if (k->n_rows / k->rows_each == k->b->n_chunks) {
+    size_t n = hi - lo;
+    if (k->filled % k->chunk + n > k->chunk)
+        k->filled += k->chunk - k->filled % k->chunk;
+    if (k->filled + n > UINT32_MAX)
+        return ST_ELIMIT;
+    if (k->filled / k->chunk == k->b->n_chunks) {
         int rc = budget_chunk(k->b);
         if (rc < 0)
             return rc;
     }
-    *out = row_at(k, (uint32_t)k->n_rows + 1);
+    *r = (struct row){(uint32_t)k->filled + 1, (uint16_t)lo, (uint16_t)hi};
+    memcpy(row_of(k, r) + lo, f + lo, n * sizeof *f);
+    k->filled += n;
     return ST_OK;
+}
+
+/* Narrows [*lo, *hi) to what is finite; false when nothing is. */
+static bool narrow(const double *f, size_t *lo, size_t *hi)
+{
+    while (*lo < *hi && f[*lo] == INFINITY)
+        ++*lo;
+    while (*hi > *lo && f[*hi - 1] == INFINITY)
+        --*hi;
+    return *lo < *hi;
 }
 
 /* The last end of a run from each start; whether they make a window without gaps that only moves forward. */
@@ -106,6 +130,8 @@ static bool fill_last(struct mask *k, size_t e)
     const struct inst *in = k->p->in;
     uint32_t *last = &k->last[e * k->W], high = 0;
     bool ok = true;
+    for (size_t m = 0; m <= k->L; m++)
+        k->begin[e * k->W + m] = (uint32_t)k->W;
     for (size_t l = 0; l < k->L; l++) {
         size_t gaps = 0;
         last[l] = 0;
@@ -118,7 +144,9 @@ static bool fill_last(struct mask *k, size_t e)
             }
         }
         ok = ok && (!last[l] || last[l] >= high);
-        high = last[l] ? last[l] : high;
+        for (size_t m = high + 1; m <= last[l]; m++)
+            k->begin[e * k->W + m] = (uint32_t)l;
+        high = last[l] > high ? last[l] : high;
     }
     return ok;
 }
@@ -270,6 +298,8 @@ static int mask_alloc(struct mask *k)
 {
     size_t D = k->D, W = k->W, sets = (size_t)1 << D;
     k->row = calloc(sets * D, sizeof *k->row);
+    k->temp = malloc(W * sizeof *k->temp);
+    k->begin = malloc(D * W * sizeof *k->begin);
     k->lo = malloc(D * W * sizeof *k->lo);
     k->smooth = calloc(D, sizeof *k->smooth);
     k->prefix = malloc(D * W * sizeof *k->prefix);
@@ -287,9 +317,9 @@ static int mask_alloc(struct mask *k)
     k->by_rate = malloc(D * sizeof *k->by_rate);
     k->by_most = malloc(D * sizeof *k->by_most);
     k->fill = calloc(W, sizeof *k->fill);
-    return k->row && k->lo && k->smooth && k->prefix && k->last && k->hop && k->into && k->before &&
-                   k->ladder && k->pick && k->levels && k->arrive && k->work && k->rate && k->most &&
-                   k->by_rate && k->by_most && k->fill
+    return k->row && k->temp && k->begin && k->lo && k->smooth && k->prefix && k->last && k->hop && k->into &&
+                   k->before && k->ladder && k->pick && k->levels && k->arrive && k->work && k->rate &&
+                   k->most && k->by_rate && k->by_most && k->fill
                ? ST_OK
                : ST_ENOMEM;
 }
@@ -301,16 +331,16 @@ static int mask_init(struct mask *k, const struct prob *p, struct budget *b, dou
     k->b = b;
     k->best = limit;
     k->stride = 3 * W; /* a level reads up to its own span beyond W */
-    if (D == 0 || D > INST_EXACT_DEVICES)
+    if (D == 0 || D > INST_EXACT_DEVICES || W > UINT16_MAX)
         return ST_ELIMIT;
     if (!b->n_chunks) {
         double all = (double)(D << (D - 1)) * (double)W * sizeof(double);
         b->chunk_bytes = all < (double)BUDGET_CHUNK ? (size_t)all : BUDGET_CHUNK;
     }
-    k->rows_each = b->chunk_bytes / (W * sizeof(double));
-    if (k->rows_each == 0)
+    k->chunk = b->chunk_bytes / sizeof(double);
+    if (k->chunk < W)
         return ST_ELIMIT;
-    double bytes = (double)(D << D) * 4 + (double)D * (double)W * (double)(W + D + 9) * 8;
+    double bytes = (double)(D << D) * sizeof *k->row + (double)D * (double)W * (double)(W + D + 9) * 8;
     if (bytes > (double)b->memory_limit)
         return ST_ELIMIT;
     b->table_bytes = (size_t)bytes > b->table_bytes ? (size_t)bytes : b->table_bytes;
@@ -352,44 +382,71 @@ static bool may_end(const struct mask *k, unsigned set)
     return nodes >= in->min_nodes;
 }
 
-/* arrive[m] = least cost of everything after a stage on e that ends at m, using just the devices of set. */
-static bool arrivals(struct mask *k, unsigned set, size_t e)
+/* arrive[m] = least cost of everything after a stage on e that ends at m, using just the devices of set; for
+ * m in [*lo, *hi), nothing outside. */
+static bool arrivals(struct mask *k, unsigned set, size_t e, size_t *lo, size_t *hi)
 {
     double *a = k->arrive;
-    for (size_t m = 0; m <= k->L; m++)
+    *lo = set ? k->W : k->L;
+    *hi = set ? 0 : k->W;
+    for (unsigned s = set; s; s &= s - 1) {
+        const struct row *r = &k->row[set * k->D + (size_t)__builtin_ctz(s)];
+        *lo = r->at && r->lo < *lo ? r->lo : *lo;
+        *hi = r->at && r->hi > *hi ? r->hi : *hi;
+    }
+    for (size_t m = *lo; m < *hi; m++)
         a[m] = INFINITY;
     if (set == 0)
         a[k->L] = k->hop[(e * (k->D + 1) + k->D) * k->W + k->L];
     for (unsigned s = set; s; s &= s - 1) {
         size_t d = (size_t)__builtin_ctz(s);
-        const double *f = row_of(k, set, d), *h = &k->hop[(e * (k->D + 1) + d) * k->W];
-        if (f)
-            k->v->least(a + 1, h + 1, f + 1, k->L - 1);
+        const struct row *r = &k->row[set * k->D + d];
+        if (r->at)
+            k->v->least(a + r->lo, &k->hop[(e * (k->D + 1) + d) * k->W] + r->lo, row_of(k, r) + r->lo,
+                        (size_t)(r->hi - r->lo));
     }
-    return k->v->prune(a + 1, &k->before[e * k->W + 1], k->fill + 1, k->best * (1 + SLACK), k->L);
+    return *lo < *hi &&
+           k->v->prune(a + *lo, &k->before[e * k->W + *lo], k->fill + *lo, k->best * (1 + SLACK),
+                       *hi - *lo) &&
+           narrow(a, lo, hi);
 }
 
-/* f[l] = least arrive[m] + run(l, m) over the window of l: two overlapping rungs of the ladder cover it. */
-static void slide(struct mask *k, size_t e, double *f)
+/* Entries of a level outside [lo, hi) become INFINITY again. */
+static void wipe(struct mask *k, unsigned level, size_t lo, size_t hi)
+{
+    double *t = &k->ladder[level * k->stride];
+    for (size_t i = k->dirty_lo[level]; i < k->dirty_hi[level]; i++)
+        if (i < lo || i >= hi)
+            t[i] = INFINITY;
+    k->dirty_lo[level] = lo;
+    k->dirty_hi[level] = hi;
+}
+
+/* f[l] = least arrive[m] + run(l, m) over the window of l: two overlapping rungs of the ladder cover it.
+ * f for [from, hi), arrive in [lo, hi). */
+static void slide(struct mask *k, size_t e, double *f, size_t from, size_t lo, size_t hi)
 {
     const double *prefix = &k->prefix[e * k->W];
     const uint32_t *pick = &k->pick[e * k->W * 2];
     double open = k->p->in->open[e], *key = k->ladder;
-    for (size_t m = 1; m <= k->L; m++)
+    for (unsigned j = 0; j <= k->levels[e]; j++)
+        wipe(k, j, from + 1, hi);
+    for (size_t m = from + 1; m < lo; m++)
+        key[m] = INFINITY;
+    for (size_t m = lo > from ? lo : from + 1; m < hi; m++)
         key[m] = k->arrive[m] + prefix[m];
-    k->v->ladder(key, k->stride, k->W, k->levels[e]);
-    for (size_t l = 0; l < k->L; l++) {
+    k->v->ladder(key + from + 1, k->stride, hi - from - 1, k->levels[e]);
+    for (size_t l = from; l < hi && l < k->L; l++) {
         double x = key[pick[2 * l]], y = key[pick[2 * l + 1]];
         f[l] = open + ((x < y ? x : y) - prefix[l]);
     }
-    f[k->L] = INFINITY;
 }
 
-static void walk(struct mask *k, size_t e, double *f)
+static void walk(struct mask *k, size_t e, double *f, size_t from, size_t lo, size_t hi)
 {
-    for (size_t l = 0; l <= k->L; l++)
+    for (size_t l = from; l < hi; l++)
         f[l] = INFINITY;
-    for (size_t m = 1; m <= k->L; m++) {
+    for (size_t m = lo; m < hi; m++) {
         double a = k->arrive[m];
         const double *v = &k->stage[(e * k->W + m) * k->W];
         if (a == INFINITY)
@@ -403,23 +460,31 @@ static void walk(struct mask *k, size_t e, double *f)
 
 static int extend(struct mask *k, unsigned set, size_t e)
 {
-    double *f;
-    if (!arrivals(k, set, e))
+    double *f = k->temp;
+    size_t lo, hi;
+    if (!arrivals(k, set, e, &lo, &hi))
         return ST_OK;
-    int rc = row_next(k, &f);
-    if (rc < 0)
-        return rc;
+    size_t from = k->begin[e * k->W + lo];
+    for (size_t m = lo; from > 0 && m < hi; m++) /* where windows go backwards */
+        from = k->begin[e * k->W + m] < from ? k->begin[e * k->W + m] : from;
+    if (from >= hi)
+        return ST_OK;
     if (k->smooth[e])
-        slide(k, e, f);
+        slide(k, e, f, from, lo, hi);
     else
-        walk(k, e, f);
+        walk(k, e, f, from, lo, hi);
     unsigned with = set | 1u << e;
     const double *into = &k->into[e * k->W];
-    bool any = k->v->prune(f + 1, into + 1, into + 1, k->best * (1 + SLACK), k->L);
-    double total = into[0] + f[0];
+    double total = from == 0 ? into[0] + f[0] : INFINITY;
     bool ends = total < INFINITY && total <= k->best && may_end(k, with);
-    if (any || ends)
-        k->row[with * k->D + e] = (uint32_t)++k->n_rows;
+    size_t start = from > 1 ? from : 1;
+    hi = hi < k->L ? hi : k->L;
+    if (start < hi && k->v->prune(f + start, into + start, into + start, k->best * (1 + SLACK), hi - start) &&
+        narrow(f, &start, &hi)) {
+        int rc = row_keep(k, &k->row[with * k->D + e], f, start, hi);
+        if (rc < 0)
+            return rc;
+    }
     /* equals fall to the fewest devices, and then to those that come first */
     if (ends && (!k->found || total < k->best || __builtin_popcount(with) < __builtin_popcount(k->best_set) ||
                  (with == k->best_set && e < k->best_dev))) {
@@ -448,8 +513,10 @@ static bool trace(const struct mask *k, uint32_t *on)
             }
             for (unsigned s = m < L ? rest : 0; s; s &= s - 1) {
                 size_t d = (size_t)__builtin_ctz(s);
-                const double *f = row_of(k, rest, d);
-                double x = f ? v + (k->hop[(e * (D + 1) + d) * W + m] + f[m]) : INFINITY;
+                const struct row *r = &k->row[rest * D + d];
+                double x = r->at && m >= r->lo && m < r->hi
+                               ? v + (k->hop[(e * (D + 1) + d) * W + m] + row_of(k, r)[m])
+                               : INFINITY;
                 if (x < least) {
                     least = x;
                     end = m;
@@ -474,12 +541,19 @@ static bool thin(struct mask *k, unsigned set)
     if (k->p->kind == PROB_LATENCY && (any || k->best < INFINITY))
         fill_bound(k, set, k->fill);
     for (size_t d = 0; d < k->D; d++) {
-        uint32_t place = k->row[set * k->D + d];
-        if (!place)
+        struct row *r = &k->row[set * k->D + d];
+        if (!r->at)
             continue;
         const double *into = &k->into[d * k->W];
-        bool left = k->v->prune(row_at(k, place) + 1, into + 1, k->fill + 1, k->best * (1 + SLACK), k->L);
-        any = any || left;
+        double *f = row_of(k, r);
+        size_t lo = r->lo, hi = r->hi;
+        if (k->v->prune(f + lo, into + lo, k->fill + lo, k->best * (1 + SLACK), hi - lo) &&
+            narrow(f, &lo, &hi)) {
+            any = true;
+            *r = (struct row){r->at + (uint32_t)(lo - r->lo), (uint16_t)lo, (uint16_t)hi};
+        } else {
+            r->at = 0;
+        }
     }
     return any;
 }
@@ -491,7 +565,7 @@ int bitmask_solve(const struct prob *p, struct budget *b, struct solution *s)
     for (unsigned set = 0; rc == ST_OK && k.best >= 0 && set < 1u << k.D; set++) {
         bool any = set == 0;
         for (size_t d = 0; d < k.D; d++)
-            any = any || k.row[set * k.D + d];
+            any = any || k.row[set * k.D + d].at;
         if (!any || (size_t)__builtin_popcount(set) >= p->in->max_stages)
             continue;
         if (!budget_spend(b, k.D))

@@ -11,7 +11,7 @@
 #include "common/model/cluster.h"
 #include "common/model/model.h"
 #include "common/model/request.h"
-#include "coordinator/plan/plan.h"
+#include "coordinator/plan/check_priv.h"
 
 #define TOLERANCE 1e-9
 #define MAX_PROBLEMS 100u
@@ -33,25 +33,30 @@ struct check {
 static void wrong(struct check *k, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 static void wrong(struct check *k, const char *fmt, ...)
 {
-    struct plan_check_report *r = k->rep;
     va_list ap;
+    va_start(ap, fmt);
+    if (check_problem(k->rep, k->e, fmt, ap) < 0)
+        k->rc = ST_ENOMEM;
+    va_end(ap);
+}
+
+int check_problem(struct plan_check_report *r, struct err *e, const char *fmt, va_list ap)
+{
     char *s = NULL;
     if (r->n >= MAX_PROBLEMS)
-        return;
-    va_start(ap, fmt);
+        return ST_OK;
     int n = vasprintf(&s, fmt, ap);
-    va_end(ap);
     char **v = n < 0 ? NULL : realloc(r->problems, (r->n + 1) * sizeof *v);
     if (!v) {
         if (n >= 0)
             free(s);
-        k->rc = ST_ENOMEM;
-        return;
+        return ST_ENOMEM;
     }
     r->problems = v;
     v[r->n++] = s;
     if (r->n == 1)
-        err_set(k->e, ST_ECONFLICT, "%s", s);
+        err_set(e, ST_ECONFLICT, "%s", s);
+    return ST_OK;
 }
 
 static bool same(double a, double b)
@@ -456,6 +461,11 @@ int plan_check(const struct cluster *c, const struct model *m, const struct requ
     *report = (struct plan_check_report){0};
     if (p->feasible != PLAN_YES)
         return err_set(e, ST_EINVAL, "the plan says it is not feasible: there is nothing to check");
+    for (size_t s = 0; s < p->n_stages; s++)
+        if (p->stages[s].n_replicas) {
+            int rc = check_replicas(c, m, r, p, report, e);
+            return rc < 0 ? err_set(e, rc, "out of memory") : report->n ? ST_ECONFLICT : ST_OK;
+        }
     k.stage = calloc(m->nlayers, sizeof *k.stage);
     k.device = calloc(p->n_stages + 1, sizeof *k.device);
     k.compute = calloc(p->n_stages + 1, sizeof *k.compute);

@@ -95,12 +95,14 @@ static void hops(struct work *w)
             add(&w->take[w->first[w->on[i]]], in->m->layers[in->layer[i]].output_bytes);
 }
 
-/* Stages in an order that respects their hops; false when they form a circle. */
-static bool order(const struct work *w, uint32_t *out)
+/* Stages in an order that respects their hops; ST_EINFEASIBLE when they form a circle. */
+static int order(const struct work *w, uint32_t *out)
 {
     size_t done = 0;
     bool *placed = calloc(w->n + 1, sizeof *placed);
-    while (placed && done < w->n) {
+    if (!placed)
+        return ST_ENOMEM;
+    while (done < w->n) {
         size_t s = 0;
         for (; s < w->n; s++) {
             bool ready = !placed[s];
@@ -115,7 +117,7 @@ static bool order(const struct work *w, uint32_t *out)
         out[done++] = (uint32_t)s;
     }
     free(placed);
-    return done == w->n;
+    return done == w->n ? ST_OK : ST_EINFEASIBLE;
 }
 
 static void slowest(struct eval *ev, double s, bool link, size_t from, size_t to)
@@ -246,8 +248,10 @@ int eval_run(const struct inst *in, const uint32_t *on, struct eval *out)
     rc = ST_ENOMEM;
     if (!ev.dev || !ev.stage_of || !ev.compute || !ev.in || !ev.bytes || !seq)
         goto done;
+    if ((rc = order(&w, seq)) < 0)
+        goto done;
     rc = ST_EINFEASIBLE;
-    if (!order(&w, seq) || !figures(&w, &ev, seq) || !rules_hold(&w, &ev))
+    if (!figures(&w, &ev, seq) || !rules_hold(&w, &ev))
         goto done;
     for (size_t i = 0; i < in->L; i++)
         for (size_t k = 0; k < ev.n; k++)

@@ -78,6 +78,28 @@ static void fill_layers(struct inst *in)
     }
 }
 
+/* Pairs that no link lists are all alike, so only the listed ones are looked up. */
+static void fill_hops(struct inst *in)
+{
+    const struct cluster *c = in->c;
+    size_t W = in->N + 1;
+    struct inst_hop other = {0, INFINITY, true};
+    if (in->rules & RULE_LINKS) {
+        other.ok = c->has_default_link;
+        if (c->has_default_link)
+            other = (struct inst_hop){c->default_link.rtt_s / 2, c->default_link.bytes_per_s, true};
+    }
+    for (uint32_t i = 0; i < in->N; i++)
+        for (uint32_t j = 0; j < in->N; j++)
+            in->hop[i * W + j] = i == j ? inst_path(in, i, j) : other;
+    for (size_t k = 0; k < c->nlinks; k++)
+        in->hop[c->links[k].from * W + c->links[k].to] = inst_path(in, c->links[k].from, c->links[k].to);
+    for (uint32_t i = 0; i <= in->N; i++) {
+        in->hop[i * W + in->N] = inst_path(in, i, (uint32_t)in->N);
+        in->hop[in->N * W + i] = inst_path(in, (uint32_t)in->N, i);
+    }
+}
+
 static void fill_devices(struct inst *in)
 {
     for (size_t d = 0; d < in->D; d++) {
@@ -88,9 +110,8 @@ static void fill_devices(struct inst *in)
         for (size_t i = 0; i < in->L; i++)
             in->t[d * in->L + i] = layer_s(cd, &in->m->layers[in->layer[i]]);
     }
-    for (uint32_t i = 0; in->hop && i <= in->N; i++)
-        for (uint32_t j = 0; j <= in->N; j++)
-            in->hop[i * (in->N + 1) + j] = inst_path(in, i, j);
+    if (in->hop)
+        fill_hops(in);
 }
 
 static void fill_rules(struct inst *in)

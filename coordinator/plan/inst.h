@@ -15,7 +15,7 @@
 
 #define INST_EXACT_DEVICES 16u
 #define INST_NOBODY UINT32_MAX
-#define INST_DENSE_NODES 2048u
+#define INST_DENSE_NODES 384u
 
 /* Rules of the request that the shortfall analysis can switch off one at a time. */
 enum inst_rule {
@@ -198,6 +198,8 @@ int exact_solve(const struct prob *p, struct budget *b, struct solution *s) ST_C
 int site_solve(const struct prob *p, struct budget *b, struct solution *s) ST_CHECK;
 /* Chains on many devices: a plan and a bound. ST_ELIMIT when a rule of the request is in the way. */
 int large_solve(const struct prob *p, struct budget *b, struct solution *s) ST_CHECK;
+/* Its part for sums. */
+int lagrange_solve(const struct prob *p, struct budget *b, struct solution *s) ST_CHECK;
 /* A quick beam for a first upper bound; on = L entries. INFINITY = found nothing, which proves nothing. */
 int search_quick(const struct prob *p, struct budget *b, unsigned width, uint32_t *on,
                  double *value) ST_CHECK;

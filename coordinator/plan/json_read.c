@@ -39,15 +39,41 @@ static int boolean(const struct jread *j, const json_t *o, const char *path, con
             rc = (call);                                                                                     \
     } while (0)
 
+static int read_replicas(const struct jread *j, const json_t *o, const char *path, struct plan_stage *s)
+{
+    static const char *const keys[] = {"device", "share", "compute_s", NULL};
+    const json_t *v = json_object_get(o, "replicas");
+    int rc = ST_OK;
+    if (json_object_get(o, "device"))
+        return jread_fail(j, path, "replicas", "a stage has either \"device\" or \"replicas\"");
+    if (!json_is_array(v) || json_array_size(v) < 2)
+        return jread_fail(j, path, "replicas", "must be a list of at least two");
+    size_t n = json_array_size(v);
+    if (!(s->replicas = calloc(n, sizeof *s->replicas)))
+        return jread_nomem(j);
+    for (size_t i = 0; i < n && rc == ST_OK; i++) {
+        char at[96];
+        snprintf(at, sizeof at, "%s.replicas[%zu]", path, i);
+        struct plan_replica *r = &s->replicas[s->n_replicas++];
+        rc = jread_object(j, json_array_get(v, i), at, keys);
+        TRY(copy(j, json_array_get(v, i), at, "device", &r->device));
+        TRY(number(j, json_array_get(v, i), at, "share", &r->share));
+        TRY(number(j, json_array_get(v, i), at, "compute_s", &r->compute_s));
+    }
+    if (rc == ST_OK && !(s->device = strdup(s->replicas[0].device)))
+        rc = jread_nomem(j);
+    return rc;
+}
+
 static int read_stage(const struct jread *j, const json_t *o, const char *path, struct plan_stage *s)
 {
     static const char *const keys[] = {"device",        "replicas",     "layers", "compute_s",
                                        "transfer_in_s", "memory_bytes", NULL};
     int rc = jread_object(j, o, path, keys);
     if (rc == ST_OK && json_object_get(o, "replicas"))
-        return err_set(j->e, ST_ENOTSUP, "%s: %s.replicas: replicated stages are not supported yet", j->name,
-                       path);
-    TRY(copy(j, o, path, "device", &s->device));
+        rc = read_replicas(j, o, path, s);
+    else
+        TRY(copy(j, o, path, "device", &s->device));
     TRY(jread_strings(j, o, path, "layers", &s->layers, &s->n_layers));
     if (rc == ST_OK && s->n_layers == 0)
         return jread_fail(j, path, "layers", "must name at least one layer");

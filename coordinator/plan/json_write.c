@@ -96,13 +96,31 @@ static const char *yes(bool v)
     return v ? "true" : "false";
 }
 
+static void write_replicas(struct sink *b, const struct plan_stage *s)
+{
+    put(b, "\"replicas\": [");
+    for (size_t k = 0; k < s->n_replicas; k++) {
+        put(b, k ? ", {" : "{");
+        key_text(b, "device", s->replicas[k].device);
+        put(b, ", ");
+        key_real(b, "share", s->replicas[k].share);
+        put(b, ", ");
+        key_real(b, "compute_s", s->replicas[k].compute_s);
+        put(b, "}");
+    }
+    put(b, "]");
+}
+
 static void write_stages(struct sink *b, const struct plan *p)
 {
     put(b, ",\n  \"stages\": [");
     for (size_t i = 0; i < p->n_stages; i++) {
         const struct plan_stage *s = &p->stages[i];
         put(b, "%s\n    {", i ? "," : "");
-        key_text(b, "device", s->device);
+        if (s->n_replicas)
+            write_replicas(b, s);
+        else
+            key_text(b, "device", s->device);
         put(b, ", \"layers\": [");
         for (size_t k = 0; k < s->n_layers; k++) {
             put(b, k ? ", " : "");

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "coordinator/plan/inst.h"
+#include "coordinator/plan/replicate.h"
 #include "coordinator/plan/report.h"
 #include "coordinator/plan/run.h"
 
@@ -273,8 +274,10 @@ int run_open(struct run *r, const struct cluster *c, const struct model *m, cons
              const struct plan_opts *o, struct err *e)
 {
     *r = (struct run){.solver = "none"};
-    if (o->replicas)
-        return err_set(e, ST_ENOTSUP, "replicated stages are not supported yet; leave out --replicas");
+    if (o->replicas && o->goal != PLAN_THROUGHPUT)
+        return err_set(e, ST_EINVAL,
+                       "replicas share the work of a stage: they are for the throughput goal, not %s",
+                       plan_goal_name(o->goal));
     if (!(o->time_limit_s >= 0) || o->time_limit_s > 1e9 || (unsigned)o->goal > PLAN_BALANCED)
         return err_set(e, ST_EINVAL, "the goal or the time limit is out of range");
     r->b.memory_limit = o->memory_limit ? o->memory_limit : DEFAULT_MEMORY;
@@ -321,6 +324,51 @@ void run_close(struct run *r, const struct plan_opts *o, struct plan *p)
     inst_free(r->owned);
 }
 
+/* The plan without replicas is where the search for one with them starts. */
+static int with_replicas(struct run *r, const struct plan_opts *o, struct plan *p, struct err *e)
+{
+    const struct inst *in = r->in;
+    struct replicated best = {0};
+    struct inst *free_runs = NULL;
+    uint32_t *on = NULL;
+    int rc = inst_new(&free_runs, in->c, in->m, in->r, RULE_ALL & ~(unsigned)RULE_MEMORY, NULL, 0,
+                      r->b.memory_limit);
+    if (rc == ST_OK && r->found && !(on = malloc(in->L * sizeof *on)))
+        rc = ST_ENOMEM;
+    for (size_t l = 0; rc == ST_OK && on && l < in->L; l++) /* its devices are those of `in` and others */
+        for (uint32_t d = 0; d < free_runs->D; d++)
+            if (free_runs->dev[d] == in->dev[r->on[l]])
+                on[l] = d;
+    if (rc == ST_OK)
+        rc = replicate_solve(free_runs, &r->b, on, &best);
+    free(on);
+    if (rc == ST_ENOTSUP)
+        err_set(e, rc,
+                "replicas are planned for chains of layers, and not together with max_stages, min_nodes, "
+                "max_bytes_per_node or max_total_bytes");
+    else if (rc < 0)
+        run_fail(rc, e);
+    else if (best.value < INFINITY && (rc = report_common(in, in->c, in->m, p)) == ST_OK) {
+        p->goal = o->goal;
+        p->solver = plan_text("replicas");
+        p->stopped = r->b.stop == ST_EDEADLINE ? plan_text("time") : NULL;
+        p->feasible = PLAN_YES;
+        p->optimal = best.proven;
+        p->objective = best.value;
+        p->lower_bound = best.proven || best.bound > best.value ? best.value : best.bound;
+        p->gap = p->objective > 0 ? 1 - p->lower_bound / p->objective : 0;
+        rc = p->solver ? report_replicas(&best, p) : ST_ENOMEM;
+        if (rc < 0)
+            err_set(e, rc, "the plan could not be written out: %s", status_name(rc));
+    } else if (rc == ST_OK) {
+        r->proven = r->proven && best.proven;
+        rc = run_finish(r, o, p, e);
+    }
+    replicate_fini(&best);
+    inst_free(free_runs);
+    return rc;
+}
+
 int plan_solve(const struct cluster *c, const struct model *m, const struct request *rq,
                const struct plan_opts *o, struct plan **out, struct err *e)
 {
@@ -331,7 +379,9 @@ int plan_solve(const struct cluster *c, const struct model *m, const struct requ
     if (rc == ST_OK && !(p = calloc(1, sizeof *p)))
         rc = err_set(e, ST_ENOMEM, "out of memory");
     if (rc == ST_OK)
-        rc = (rc = run_solve(&r, o->goal)) < 0 ? run_fail(rc, e) : run_finish(&r, o, p, e);
+        rc = (rc = run_solve(&r, o->goal)) < 0 ? run_fail(rc, e)
+             : o->replicas && r.in->D          ? with_replicas(&r, o, p, e)
+                                               : run_finish(&r, o, p, e);
     run_close(&r, o, p);
     if (rc == ST_OK || rc == ST_EINFEASIBLE || rc == ST_EDEADLINE)
         *out = p;

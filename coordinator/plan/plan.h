@@ -44,7 +44,7 @@ enum plan_shortfall_kind {
 
 struct plan_opts {
     enum plan_goal goal;
-    bool replicas;             /* several devices per stage: ST_ENOTSUP for now */
+    bool replicas;             /* several devices may share a stage: chains, goal throughput */
     bool stats;                /* plan_to_json writes "stats" */
     double time_limit_s;       /* 0 = none; needs clock */
     const struct clock *clock; /* borrowed; NULL = no time limit and no seconds in the statistics */
@@ -54,8 +54,14 @@ struct plan_opts {
     const atomic_bool *cancel; /* borrowed; set from any thread: plan_solve returns ST_ECANCELED soon */
 };
 
-struct plan_stage {
+struct plan_replica {
     char *device;
+    double share, compute_s;
+};
+struct plan_stage {
+    char *device;                  /* the first of them when there are replicas */
+    struct plan_replica *replicas; /* NULL, or at least two that share the stage */
+    size_t n_replicas;
     char **layers; /* in order */
     size_t n_layers;
     double compute_s, transfer_in_s;
@@ -124,7 +130,8 @@ struct plan {
  * Solves. request may be NULL. ST_OK: *out is a feasible plan. ST_EINFEASIBLE: *out says what is short.
  * ST_EDEADLINE: a limit was reached before anything was found (*out has feasible unknown). In these three
  * cases *out must be freed. Otherwise *out is NULL: ST_EINVAL (pin or together names an unknown layer or
- * device), ST_ENOTSUP (replicas), ST_ECANCELED, ST_ENOMEM. *e is filled whenever the result is not ST_OK.
+ * device; replicas for another goal), ST_ENOTSUP (replicas of a DAG, or under a rule that counts stages,
+ * nodes or bytes), ST_ECANCELED, ST_ENOMEM. *e is filled whenever the result is not ST_OK.
  */
 int plan_solve(const struct cluster *c, const struct model *m, const struct request *r,
                const struct plan_opts *o, struct plan **out, struct err *e) ST_CHECK;

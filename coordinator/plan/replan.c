@@ -384,6 +384,9 @@ int plan_replan(const struct cluster *c, const struct model *m, const struct req
     if (!(o->slack >= 0 && o->slack <= 1e6 && o->expected_steps >= 0 && o->cooldown_s >= 0 &&
           o->since_s >= 0))
         return err_set(e, ST_EINVAL, "slack, steps and times must not be negative");
+    for (size_t s = 0; s < from->n_stages; s++)
+        if (o->o.replicas || from->stages[s].n_replicas)
+            return err_set(e, ST_ENOTSUP, "plans with replicas are made anew, not changed");
     int rc = run_open(&r, c, m, rq, &o->o, e);
     if (rc == ST_OK && !(p = calloc(1, sizeof *p)))
         rc = err_set(e, ST_ENOMEM, "out of memory");

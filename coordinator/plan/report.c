@@ -25,6 +25,9 @@ void plan_free(struct plan *p)
         for (size_t k = 0; k < p->stages[i].n_layers; k++)
             free(p->stages[i].layers[k]);
         free(p->stages[i].layers);
+        for (size_t k = 0; k < p->stages[i].n_replicas; k++)
+            free(p->stages[i].replicas[k].device);
+        free(p->stages[i].replicas);
         free(p->stages[i].device);
     }
     for (size_t i = 0; i < p->n_placements; i++) {
@@ -201,6 +204,12 @@ static void unused_reason(const struct inst *in, uint32_t index, const struct pl
                                            : "the search found no plan with it that has a better %s goal",
                                 plan_goal_name(p->goal));
     }
+}
+
+int report_unused(const struct inst *in, uint32_t index, const struct plan *p, struct plan_device *out)
+{
+    unused_reason(in, index, p, out);
+    return out->reason ? ST_OK : ST_ENOMEM;
 }
 
 static int fill_devices(const struct inst *in, const struct eval *ev, struct plan *p)

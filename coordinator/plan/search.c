@@ -211,6 +211,36 @@ static int beam_add(const struct search *q, struct beam *at, const struct state 
     return rc;
 }
 
+/* The first `most` of n, in order, to the front; returns how many. */
+static size_t pick_first(struct child *v, size_t n, size_t most)
+{
+    size_t lo = 0, hi = n;
+    while (hi - lo > 1 && most < n) { /* what belongs in front of `most` lies in front of it */
+        struct child pivot = v[lo + (hi - lo - 1) / 2];
+        size_t i = lo, k = hi - 1;
+        for (;; i++, k--) {
+            while (by_bound(&v[i], &pivot) < 0)
+                i++;
+            while (by_bound(&pivot, &v[k]) < 0)
+                k--;
+            if (i >= k)
+                break;
+            struct child swap = v[i];
+            v[i] = v[k];
+            v[k] = swap;
+        }
+        if (most <= k)
+            hi = k + 1;
+        else
+            lo = k + 1;
+        if (lo >= most)
+            break;
+    }
+    n = most < n ? most : n;
+    qsort(v, n, sizeof *v, by_bound);
+    return n;
+}
+
 static int beam_expand(struct search *q, struct beam *beams, const struct state *s, struct child **v,
                        size_t *cap)
 {
@@ -218,8 +248,9 @@ static int beam_expand(struct search *q, struct beam *beams, const struct state 
     int rc = children(q, s, 0, v, &n, cap);
     if (rc < 0 || n == 0)
         return rc;
-    qsort(*v, n, sizeof **v, by_bound);
-    for (size_t i = 0; i < n && i < BEAM_CHILDREN && rc == ST_OK; i++) {
+    size_t most = 8 * q->width < BEAM_CHILDREN ? 8 * q->width : BEAM_CHILDREN;
+    n = pick_first(*v, n, most);
+    for (size_t i = 0; i < n && rc == ST_OK; i++) {
         const struct child *c = &(*v)[i];
         struct beam *to = &beams[c->m];
         if (to->n == q->width && c->m < q->L) { /* worth a copy only if it would stay */

@@ -41,6 +41,8 @@ static int split(const struct plan *p, const struct model *m, struct parts *out,
         return refuse(e, "this format", "the model is a graph, not a row of blocks");
     for (size_t i = 0; i < out->n; i++) {
         out->v[i].s = &p->stages[i];
+        if (p->stages[i].n_replicas)
+            return refuse(e, "this format", "a stage is shared by several devices");
         for (size_t k = 0; k < p->stages[i].n_layers; k++) {
             uint32_t l = model_find(m, p->stages[i].layers[k]);
             if (l == MODEL_NONE)

@@ -263,8 +263,8 @@ static void test_cancel_and_limits(void **s)
     (void)s;
     assert_int_equal(plan_solve(c, m, NULL, &o, &p, &e), ST_ECANCELED);
     assert_null(p);
-    o = (struct plan_opts){.goal = PLAN_THROUGHPUT, .replicas = true};
-    assert_int_equal(plan_solve(c, m, NULL, &o, &p, &e), ST_ENOTSUP);
+    o = (struct plan_opts){.goal = PLAN_LATENCY, .replicas = true};
+    assert_int_equal(plan_solve(c, m, NULL, &o, &p, &e), ST_EINVAL);
     o = (struct plan_opts){.goal = PLAN_LATENCY, .memory_limit = 1000};
     assert_int_equal(plan_solve(c, m, NULL, &o, &p, &e), ST_ELIMIT);
     cluster_free(c);
