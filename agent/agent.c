@@ -12,6 +12,7 @@
 #include "agent/layers/layers.h"
 #include "agent/layers/peers.h"
 #include "agent/layers/serve.h"
+#include "agent/net/net.h"
 #include "agent/reports.h"
 #include "agent/session/session.h"
 #include "agent/spool/deliver.h"
@@ -25,6 +26,7 @@
 #define MAX_DEVICES 64
 #define MAX_FETCHES 64
 #define CALLS_PER_PEER 64
+#define MAX_TRANSFERS 32
 
 struct agent {
     struct agent_env env;
@@ -36,6 +38,7 @@ struct agent {
     struct peers *peers;
     struct layers *layers;
     struct serve *serve;
+    struct net *net;
     struct sessions *sessions;
     struct reports *reports;
     struct handlers handlers;
@@ -56,6 +59,11 @@ struct agent {
     Strata__V1__Device *dev_ptr[MAX_DEVICES];
     Strata__V1__Resident *res_msg, **res_ptr;
     size_t nres, res_cap;
+    /* What transfers since the last heartbeat showed of their links; sent ones lie in the message until the
+     * next. */
+    Strata__V1__NetPassive transfer[MAX_TRANSFERS], *transfer_ptr[MAX_TRANSFERS];
+    char transfer_from[MAX_TRANSFERS][64];
+    size_t ntransfers;
     uint64_t hello_serial; /* of the newest load that the last hello could tell of */
 };
 
@@ -229,6 +237,32 @@ static void fill_heartbeat(Strata__V1__HeartbeatRequest *rq, void *arg)
     fill_devices(a, false);
     rq->devices = a->dev_ptr;
     rq->n_devices = a->ndevices;
+    rq->passive = a->transfer_ptr;
+    rq->n_passive = a->ntransfers;
+    a->ntransfers = 0;
+}
+
+static void on_transfer(const char *node, uint64_t bytes, uint64_t ns, uint64_t rtt_ns, void *arg)
+{
+    struct agent *a = arg;
+    if (a->ntransfers == MAX_TRANSFERS)
+        return; /* enough to tell of for one heartbeat */
+    size_t i = a->ntransfers++;
+    Strata__V1__NetPassive *m = &a->transfer[i];
+    strata__v1__net_passive__init(m);
+    str_copy(a->transfer_from[i], sizeof a->transfer_from[i], node);
+    m->from = a->transfer_from[i];
+    m->bytes = bytes;
+    m->ns = ns;
+    m->rtt_ns = rtt_ns;
+    a->transfer_ptr[i] = m;
+}
+
+/* Somebody's own bytes are under way between agents. */
+static bool network_busy(void *arg)
+{
+    const struct agent *a = arg;
+    return peers_fetching(a->peers) || serve_active(a->serve);
 }
 
 static void dropped(void *arg, int rc, const struct err *e, unsigned layers, uint64_t bytes)
@@ -247,6 +281,7 @@ static void on_registered(const Strata__V1__HelloReply *r, void *arg)
     if (r->ticket_public_key.len == TICKET_PUB_LEN) {
         serve_set_key(a->serve, r->ticket_public_key.data);
         sessions_set_key(a->sessions, r->ticket_public_key.data);
+        net_set_key(a->net, r->ticket_public_key.data);
     }
     reports_registered(a->reports);
     for (size_t i = 0; i < r->n_drop; i++) {
@@ -343,6 +378,7 @@ static void peer_session_closed(struct rpc_session *s, const struct quic_close *
     struct agent *a = arg;
     LOG_D(a->env.log, "agent", "peer=%s gone why=\"%s\"", rpc_session_peer(s)->principal, why->reason);
     sessions_gone(a->sessions, s);
+    net_peer_gone(a->net, s);
 }
 
 static const struct rpc_session_ops peer_session_ops = {.on_up = peer_session_up,
@@ -363,6 +399,8 @@ static void on_peer(struct quic_conn *c, void *arg)
         quic_conn_close(c, 7, "agents and holders of tickets connect here");
     else if (rpc_accept(&s, &cfg, c, &peer_session_ops, a) < 0)
         quic_conn_close(c, 8, "no memory for another peer");
+    else
+        net_peer_up(a->net, s);
 }
 
 static void on_peer_stream(struct quic_conn *c, struct quic_stream *s, void *arg)
@@ -472,6 +510,7 @@ static void on_ticket_key(const uint8_t pub[TICKET_PUB_LEN], void *arg)
     struct agent *a = arg;
     serve_set_key(a->serve, pub);
     sessions_set_key(a->sessions, pub);
+    net_set_key(a->net, pub);
 }
 
 static int open_identity(struct agent *a, struct err *e)
@@ -584,14 +623,39 @@ static int open_sessions(struct agent *a, struct err *e)
  * beside layers for other agents. */
 static int join_tables(struct agent *a, struct err *e)
 {
-    struct rpc_table *control = NULL, *devices = NULL;
+    struct rpc_table *control = NULL, *devices = NULL, *probes = NULL;
     int rc = reports_table(&control, a->reports, e);
     if (rc == ST_OK && (rc = rpc_table_join(a->table, control, e)) < 0)
         rpc_table_free(control);
     if (rc == ST_OK && (rc = sessions_table(&devices, a->sessions, e)) == ST_OK &&
         (rc = rpc_table_join(a->peer_table, devices, e)) < 0)
         rpc_table_free(devices);
+    if (rc == ST_OK && (rc = net_agent_table(&probes, a->net, e)) == ST_OK &&
+        (rc = rpc_table_join(a->table, probes, e)) < 0)
+        rpc_table_free(probes);
+    if (rc == ST_OK && (rc = net_peer_table(&probes, a->net, e)) == ST_OK &&
+        (rc = rpc_table_join(a->peer_table, probes, e)) < 0)
+        rpc_table_free(probes);
     return rc;
+}
+
+static int open_net(struct agent *a, struct err *e)
+{
+    const struct net_cfg cfg = {
+        .base = a->env.base,
+        .clock = a->env.clock,
+        .log = a->env.log,
+        .files = a->files,
+        .ep = a->bulk_ep,
+        .udp = a->bulk_udp,
+        .node = a->env.config->node,
+        .listen = a->env.config->listen,
+        .advertised = a->peer_address,
+        .coordinator = a->env.config->coordinator,
+        .busy = network_busy,
+        .arg = a,
+    };
+    return net_new(&a->net, &cfg, e);
 }
 
 static int open_rooms(struct agent *a, struct err *e)
@@ -607,7 +671,14 @@ static int open_rooms(struct agent *a, struct err *e)
         .cpu_memory_bytes = c->cpu_memory_bytes,
     };
     const struct peers_cfg peers = {
-        .base = a->env.base, .clock = a->env.clock, .log = a->env.log, .ep = a->bulk_ep, .files = a->files};
+        .base = a->env.base,
+        .clock = a->env.clock,
+        .log = a->env.log,
+        .ep = a->bulk_ep,
+        .files = a->files,
+        .on_transfer = on_transfer,
+        .arg = a,
+    };
     const struct serve_cfg serve = {
         .files = a->files,
         .clock = a->env.clock,
@@ -635,7 +706,8 @@ static int open_rooms(struct agent *a, struct err *e)
         .on_lost = on_layers_lost,
         .arg = a,
     };
-    if ((rc = layers_new(&a->layers, &layers, e)) < 0 || (rc = open_sessions(a, e)) < 0)
+    if ((rc = layers_new(&a->layers, &layers, e)) < 0 || (rc = open_sessions(a, e)) < 0 ||
+        (rc = open_net(a, e)) < 0)
         return rc;
     a->handlers = (struct handlers){a->layers, a->files, a->env.clock, roots, c->nmodel_dirs, a->identity};
     if ((rc = handlers_table(&a->table, &a->handlers, e)) < 0 ||
@@ -675,6 +747,8 @@ void agent_free(struct agent *a)
         sessions_close(a->sessions);
     if (a->peers)
         peers_close(a->peers);
+    if (a->net)
+        net_close(a->net);
     if (a->bulk_udp)
         quic_udp_free(a->bulk_udp, 0, "agent stops");
     if (a->udp)
@@ -689,6 +763,7 @@ void agent_free(struct agent *a)
     sessions_free(a->sessions);
     reports_free(a->reports);
     peers_free(a->peers);
+    net_free(a->net);
     serve_free(a->serve);
     control_free(a->control);
     if (a->port_ready)

@@ -73,5 +73,6 @@ int bench_access(struct bench_run *run, struct err *e) ST_CHECK;
 int bench_audit(struct bench_run *run, struct err *e) ST_CHECK;
 int bench_tls(struct bench_run *run, struct err *e) ST_CHECK;
 int bench_plan(struct bench_run *run, struct err *e) ST_CHECK;
+int bench_net(struct bench_run *run, struct err *e) ST_CHECK;
 
 #endif

@@ -9,8 +9,8 @@ static const struct {
     const char *name;
     int (*run)(struct bench_run *, struct err *);
 } areas[] = {
-    {"gpu", bench_gpu},     {"rpc", bench_rpc}, {"access", bench_access},
-    {"audit", bench_audit}, {"tls", bench_tls}, {"plan", bench_plan},
+    {"gpu", bench_gpu}, {"rpc", bench_rpc},   {"access", bench_access}, {"audit", bench_audit},
+    {"tls", bench_tls}, {"plan", bench_plan}, {"net", bench_net},
 };
 
 static int usage(FILE *to)

@@ -14,6 +14,7 @@
 #include "common/base/map.h"
 #include "common/base/str.h"
 #include "common/ticket/ticket.h"
+#include "coordinator/api/net.h"
 #include "coordinator/api/trust.h"
 
 static void usage(FILE *f)
@@ -236,13 +237,13 @@ static int start(struct coord *c, struct err *e)
     int rc;
     if (!(c->base = event_base_new()) || port_new(&c->port) < 0 || access_set_new(&c->access, c->rng) < 0 ||
         quota_new(&c->quota, c->rng) < 0 || dsessions_init(c) < 0 || map_new(&c->spools, c->rng) < 0 ||
-        offload_new(&c->offload, c->port) < 0)
+        offload_new(&c->offload, c->port) < 0 || net_init(c) < 0)
         return err_set(e, ST_ERESOURCE,
                        "cannot make the event loop: out of memory, threads or file descriptors");
     if ((rc = trust_new(c, e)) < 0 || (rc = open_stores(c, e)) < 0 || (rc = trust_load(c->trust, e)) < 0 ||
         (rc = open_ticket_key(c, e)) < 0 || (rc = open_jobs(c, e)) < 0 || (rc = dsessions_load(c, e)) < 0 ||
-        (rc = api_table_new(c, e)) < 0 || (rc = store_start(c->store, c->port, e)) < 0 ||
-        (rc = first_admin(c, e)) < 0)
+        (rc = net_load(c, e)) < 0 || (rc = api_table_new(c, e)) < 0 ||
+        (rc = store_start(c->store, c->port, e)) < 0 || (rc = first_admin(c, e)) < 0)
         return rc;
     /* What a policy stopped carrying while its sessions were being ended when the last run died. */
     dsessions_recheck(c, NULL, "coordinator");
@@ -255,6 +256,7 @@ static int start(struct coord *c, struct err *e)
 static void stop(struct coord *c)
 {
     jobs_stop(c->jobs);
+    net_stop(c);
     if (c->trust && c->trust->enroll_udp)
         quic_udp_free(c->trust->enroll_udp, 0, "the coordinator stops");
     if (c->udp)
@@ -267,6 +269,7 @@ static void stop(struct coord *c)
     store_close(c->store);
     if (c->port)
         port_drain(c->port);
+    net_fini(c);
     api_spool_free(c);
     jobs_free(c->jobs);
     rpc_table_free(c->table);

@@ -40,8 +40,12 @@ struct fetch {
     const struct fetch_ops *ops; /* NULL = cancelled, waits for its call's last upcall */
     void *arg;
     uint64_t want, got;
-    bool head;
+    uint64_t first_ns;  /* when bytes first came */
+    bool head, held_up; /* the taker paused: its pace, not the link's */
 };
+
+#define TELLING_BYTES (1u << 20)
+#define TELLING_NS (20 * NS_PER_MS)
 
 static void peer_free(struct peer *p)
 {
@@ -112,9 +116,23 @@ static size_t on_bulk(struct rpc_call *call, const uint8_t *p, size_t n, void *a
         rpc_cancel(call);
         return 0;
     }
+    if (!f->first_ns)
+        f->first_ns = clock_ns(f->peer->owner->cfg.clock);
     size_t took = f->ops->on_bytes(p, n, f->arg);
+    f->held_up |= took < n;
     f->got += took;
     return took;
+}
+
+static void tell_transfer(const struct fetch *f)
+{
+    const struct peers_cfg *c = &f->peer->owner->cfg;
+    struct quic_conn_info info;
+    uint64_t took = clock_ns(c->clock) - f->first_ns;
+    if (!c->on_transfer || f->held_up || f->got < TELLING_BYTES || took < TELLING_NS)
+        return;
+    quic_conn_info(rpc_session_conn(f->peer->session), &info);
+    c->on_transfer(f->peer->node, f->got, took, info.min_rtt_ns, c->arg);
 }
 
 static void on_done(struct rpc_call *call, const struct rpc_status *st, const uint8_t *digest, void *arg)
@@ -131,6 +149,8 @@ static void on_done(struct rpc_call *call, const struct rpc_status *st, const ui
     else if (!digest || f->got != f->want)
         rc = err_reason(&e, ST_EPROTO, "SHORT_TRANSFER", "%s sent %llu of %llu bytes", node,
                         (unsigned long long)f->got, (unsigned long long)f->want);
+    if (rc == ST_OK && f->peer && f->peer->session)
+        tell_transfer(f);
     fetch_end(f, rc, &e, digest);
 }
 
@@ -354,6 +374,15 @@ int peers_new(struct peers **out, const struct peers_cfg *cfg, struct err *e)
     p->cfg = *cfg;
     *out = p;
     return ST_OK;
+}
+
+size_t peers_fetching(const struct peers *o)
+{
+    size_t n = 0;
+    for (const struct peer *p = o->head; p; p = p->next)
+        for (const struct fetch *f = p->fetches; f; f = f->next)
+            n++;
+    return n;
 }
 
 void peers_close(struct peers *o)

@@ -19,6 +19,10 @@ struct peers_cfg {
     const struct log *log;
     struct quic_ep *ep; /* bulk limits */
     struct files *files;
+    /* A fetch is over: what it showed of the link, when it was large enough to show anything and nothing but
+     * the link held it up. rtt_ns is the connection's smallest. May be NULL. */
+    void (*on_transfer)(const char *node, uint64_t bytes, uint64_t ns, uint64_t rtt_ns, void *arg);
+    void *arg;
 };
 
 struct fetch_ops {
@@ -33,6 +37,7 @@ int peers_new(struct peers **out, const struct peers_cfg *cfg, struct err *e) ST
 void peers_free(struct peers *p);
 /* Our certificate was replaced: fetches to come go over new connections. */
 void peers_renewed(struct peers *p);
+size_t peers_fetching(const struct peers *p); /* fetches under way */
 /* Closes all connections: fetches end with ST_EUNREACH. */
 void peers_close(struct peers *p);
 

@@ -326,6 +326,11 @@ void serve_set_key(struct serve *s, const uint8_t pub[TICKET_PUB_LEN])
     s->have_pub = true;
 }
 
+unsigned serve_active(const struct serve *s)
+{
+    return s->active;
+}
+
 int serve_table(struct rpc_table **out, struct serve *s, struct err *e)
 {
     static const struct rpc_method methods[] = {{"strata.v1.LayerSource", "Fetch", RPC_BULK, on_fetch}};

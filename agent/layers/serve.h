@@ -28,6 +28,7 @@ int serve_new(struct serve **out, const struct serve_cfg *cfg, struct err *e) ST
 void serve_free(struct serve *s); /* after the endpoint and the file threads */
 /* What tickets are verified with; until it is known every fetch is refused. */
 void serve_set_key(struct serve *s, const uint8_t pub[TICKET_PUB_LEN]);
+unsigned serve_active(const struct serve *s); /* fetches being served */
 /* The table for connections of peers. */
 int serve_table(struct rpc_table **out, struct serve *s, struct err *e) ST_CHECK;
 

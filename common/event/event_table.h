@@ -103,6 +103,8 @@
     X(210, NET_MEASURED, "net.measured", DEBUG, SHED, "to rtt_us? bps? loss?")                               \
     X(211, NET_DEGRADED, "net.degraded", WARNING, KEEP, "to rtt_us? bps? loss?")                             \
     X(212, BENCH_COMPLETED, "bench.completed", INFO, KEEP, "area? cases? us?")                               \
+    X(213, NET_TOPOLOGY, "net.topology_measured", INFO, KEEP, "pairs failed? rounds? us? reason?")           \
+    X(214, NET_DISPUTED, "net.disputed", WARNING, KEEP, "to reason")                                         \
     X(230, AUDIT_CHECKPOINT, "audit.checkpoint", INFO, KEEP, "size head")                                    \
     X(231, AUDIT_LOSS, "audit.loss", ERROR, KEEP, "dropped since_us?")                                       \
     X(232, AUDIT_EXPORTED, "audit.exported", INFO, MUST, "rows? since_us? until_us?")                        \

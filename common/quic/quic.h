@@ -155,6 +155,12 @@ int quic_udp_new(struct quic_udp **out, struct quic_ep **ep, struct event_base *
                  const char *bind_host_port, struct quic_ep_cfg *cfg, struct err *e) ST_CHECK;
 void quic_udp_free(struct quic_udp *u, uint64_t code, const char *reason); /* frees the endpoint first */
 uint16_t quic_udp_port(const struct quic_udp *u);
+struct quic_udp_info {
+    bool gso, gro;           /* what the kernel takes and gives */
+    uint64_t rcvbuf, sndbuf; /* as granted */
+    uint64_t wanted;         /* what was asked for, of each */
+};
+void quic_udp_info(const struct quic_udp *u, struct quic_udp_info *out);
 
 /* ---- connection ---- */
 

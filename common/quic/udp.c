@@ -372,3 +372,20 @@ uint16_t quic_udp_port(const struct quic_udp *u)
     return ntohs(u->family == AF_INET ? ((const struct sockaddr_in *)&u->local.ss)->sin_port
                                       : ((const struct sockaddr_in6 *)&u->local.ss)->sin6_port);
 }
+
+static int get_opt(int fd, int level, int name)
+{
+    int v = 0;
+    socklen_t n = sizeof v;
+    return getsockopt(fd, level, name, &v, &n) == 0 ? v : 0;
+}
+
+void quic_udp_info(const struct quic_udp *u, struct quic_udp_info *out)
+{
+    /* The kernel keeps twice what it grants, for its own bookkeeping. */
+    *out = (struct quic_udp_info){.gso = u->gso_ok,
+                                  .gro = get_opt(u->fd, IPPROTO_UDP, UDP_GRO) == 1,
+                                  .rcvbuf = (uint64_t)get_opt(u->fd, SOL_SOCKET, SO_RCVBUF) / 2,
+                                  .sndbuf = (uint64_t)get_opt(u->fd, SOL_SOCKET, SO_SNDBUF) / 2,
+                                  .wanted = SOCKET_BUF};
+}

@@ -152,6 +152,9 @@ const struct tls_identity *rpc_session_peer(const struct rpc_session *s);
 void rpc_session_close(struct rpc_session *s, uint64_t code, const char *reason);
 /* Closes it as soon as no call runs on it in either direction; the peer is to make no new ones. */
 void rpc_session_drain(struct rpc_session *s, const char *reason);
+/* Datagrams of the connection, borrowed, with the time they came in. NULL: they are dropped. */
+typedef void (*rpc_datagram_fn)(struct rpc_session *s, const uint8_t *p, size_t n, uint64_t rx_ns, void *arg);
+void rpc_session_on_datagram(struct rpc_session *s, rpc_datagram_fn fn, void *arg);
 /* The application's own pointer. */
 void rpc_session_set_user(struct rpc_session *s, void *user);
 void *rpc_session_user(const struct rpc_session *s);

@@ -32,6 +32,8 @@ struct rpc_session {
     struct quic_conn *conn;
     const struct rpc_session_ops *ops;
     void *arg, *user;
+    rpc_datagram_fn datagram_fn;
+    void *datagram_arg;
     struct heap deadlines;
     struct event *timer;
     struct rpc_call *calls;         /* doubly linked */

@@ -156,8 +156,19 @@ static void on_credit(struct quic_conn *conn, void *arg)
     rpc_out_begin_waiting(arg);
 }
 
-static const struct quic_conn_ops conn_ops = {
-    .on_up = on_up, .on_stream = on_stream, .on_credit = on_credit, .on_closed = on_closed};
+static void on_datagram(struct quic_conn *conn, const uint8_t *p, size_t n, uint64_t rx_ns, void *arg)
+{
+    struct rpc_session *s = arg;
+    (void)conn;
+    if (s->datagram_fn)
+        s->datagram_fn(s, p, n, rx_ns, s->datagram_arg);
+}
+
+static const struct quic_conn_ops conn_ops = {.on_up = on_up,
+                                              .on_stream = on_stream,
+                                              .on_credit = on_credit,
+                                              .on_datagram = on_datagram,
+                                              .on_closed = on_closed};
 
 static struct rpc_session *session_new(const struct rpc_cfg *cfg, const struct rpc_session_ops *ops,
                                        void *arg)
@@ -227,6 +238,12 @@ void rpc_session_drain(struct rpc_session *s, const char *reason)
     str_copy(s->drained, sizeof s->drained, reason);
     if (!s->calls && !s->closed)
         quic_conn_close(s->conn, 0, s->drained);
+}
+
+void rpc_session_on_datagram(struct rpc_session *s, rpc_datagram_fn fn, void *arg)
+{
+    s->datagram_fn = fn;
+    s->datagram_arg = arg;
 }
 
 void rpc_session_set_user(struct rpc_session *s, void *user)

@@ -4,7 +4,6 @@
 #include <string.h>
 
 #include "common/base/str.h"
-#include "common/model/cluster.h"
 #include "common/ticket/ticket.h"
 #include "coordinator/api/api.h"
 #include "strata/v1/layers.pb-c.h"
@@ -341,23 +340,3 @@ static int do_release(void *ctx, struct topo_node *n, const char *job, const cha
 
 const struct jobs_agents api_agents = {
     .inspect = do_inspect, .load = do_load, .cancel = do_cancel, .verify = do_verify, .release = do_release};
-
-/* ---- links between nodes: declared in the configuration ---- */
-
-int api_links(void *ctx, struct cluster *cl)
-{
-    struct coord *c = ctx;
-    for (unsigned i = 0; i < c->cfg.nlinks; i++) {
-        const struct config_link *l = &c->cfg.links[i];
-        const struct cluster_rate r = {l->bytes_per_s, (double)l->rtt_ns / 1e9};
-        int rc = cluster_add_link(cl, l->from, l->to, &r);
-        if (rc < 0)
-            return rc;
-    }
-    if (c->cfg.default_bytes_per_s > 0) {
-        cl->has_default_link = true;
-        cl->default_link =
-            (struct cluster_rate){c->cfg.default_bytes_per_s, (double)c->cfg.default_rtt_ns / 1e9};
-    }
-    return ST_OK;
-}

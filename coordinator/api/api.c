@@ -6,6 +6,7 @@
 
 #include "common/base/map.h"
 #include "common/base/str.h"
+#include "coordinator/api/net.h"
 #include "coordinator/api/trust.h"
 #include "strata/v1/audit.pb-c.h"
 #include "strata/v1/jobs.pb-c.h"
@@ -58,11 +59,16 @@ int api_table_new(struct coord *c, struct err *e)
         &strata__v1__audit__descriptor, &strata__v1__policies__descriptor, &strata__v1__sessions__descriptor,
         &strata__v1__spool__descriptor};
     const ProtobufCServiceDescriptor *const certs[] = {&strata__v1__certs__descriptor};
+    const ProtobufCServiceDescriptor *const net[] = {&strata__v1__net__descriptor};
     struct rpc_table *more;
     int rc = rpc_table_new(&c->table, services, sizeof services / sizeof *services, methods,
                            sizeof methods / sizeof *methods, c, e);
     if (rc == ST_OK)
         rc = rpc_table_new(&more, certs, 1, trust_methods, trust_methods_n, c, e);
+    if (rc == ST_OK && (rc = rpc_table_join(c->table, more, e)) < 0)
+        rpc_table_free(more);
+    if (rc == ST_OK)
+        rc = rpc_table_new(&more, net, 1, net_methods, net_methods_n, c, e);
     if (rc == ST_OK && (rc = rpc_table_join(c->table, more, e)) < 0)
         rpc_table_free(more);
     return rc;

@@ -19,6 +19,7 @@ struct ticket_key;
 struct coord_watch;
 struct trust;
 struct policy_op;
+struct coord_net;
 
 struct coord {
     struct event_base *base;
@@ -39,6 +40,7 @@ struct coord {
     struct audit *audit;
     struct trust *trust;
     struct jobs *jobs;
+    struct coord_net *net;
     struct access_set *access; /* policies */
     struct quota *quota;       /* what principals hold: jobs and device sessions */
     struct dsessions dsessions;

@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "common/base/str.h"
-#include "coordinator/api/api.h"
+#include "coordinator/api/net.h"
 #include "strata/v1/nodes.pb-c.h"
 
 enum what { DRAIN, RESUME, FORGET };
@@ -62,6 +62,7 @@ static void on_stored(void *arg, int rc, const struct err *e)
         n->state = TOPO_LOST;
         jobs_node_lost(c->jobs, n);
         topo_forget(c->topo, n);
+        netmap_forget(c->net->map, g->node);
         n = NULL;
     }
     LOG_I(&c->log, "api", "node=%s %s", g->node,
@@ -83,8 +84,10 @@ static struct store_txn *make_txn(const struct change *g, const char *who)
         return NULL;
     key_of(key, g->node);
     store_txn_meta_put(t, key, g->what == DRAIN ? "1" : "");
-    if (g->what == FORGET)
+    if (g->what == FORGET) {
         store_txn_node_delete(t, g->node);
+        store_txn_net_forget(t, g->node);
+    }
     struct audit_event ev = event_make(type[g->what], EVENT_SUCCESS, clock_wall_us(g->c->clock));
     struct event_meta m = {0};
     uint64_t bytes;

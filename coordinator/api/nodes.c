@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "common/base/str.h"
+#include "coordinator/api/net.h"
 #include "coordinator/api/trust.h"
 #include "strata/v1/nodes.pb-c.h"
 
@@ -194,6 +195,7 @@ void api_nodes_hello(struct rpc_call *call, const ProtobufCMessage *req, void *a
     api_event(c, EV_NODE_CONNECTED, EVENT_SUCCESS, id->principal, n->name, event_meta_text(&m), NULL);
     event_meta_fini(&m);
     store_node(c, n);
+    net_node_up(c, n);
     LOG_I(&c->log, "api", "node=%s connected devices=%zu resident=%zu epoch=%llu", n->name, n->ndevices,
           q->n_resident, (unsigned long long)n->epoch);
     dsessions_account(c, n->name);
@@ -232,6 +234,8 @@ void api_nodes_heartbeat(struct rpc_call *call, const ProtobufCMessage *req, voi
             if (!strcmp(n->devices[k].local_id, q->devices[i]->id))
                 take_available(c, &n->devices[k], q->devices[i]->available_bytes,
                                q->devices[i]->session_bytes);
+    for (size_t i = 0; i < q->n_passive && i < TOPO_MAX_DEVICES; i++)
+        net_passive(c, n->name, q->passive[i]);
     Strata__V1__HeartbeatReply rep = STRATA__V1__HEARTBEAT_REPLY__INIT;
     Strata__V1__AuditHead head = STRATA__V1__AUDIT_HEAD__INIT;
     struct audit_stats st;
@@ -291,6 +295,7 @@ void api_tick(struct coord *c)
     api_policies_tick(c);
     dsessions_tick(c);
     jobs_tick(c->jobs);
+    net_tick(c);
 }
 
 /* ---- what users ask ---- */

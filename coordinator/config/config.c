@@ -36,6 +36,10 @@ struct raw_lease {
 struct raw_default {
     char *rate, *rtt;
 };
+struct raw_network {
+    char *refresh, *settle, *stream;
+    unsigned probes;
+};
 struct raw_state {
     char *dir;
 };
@@ -57,6 +61,7 @@ struct raw {
     struct raw_link *links;
     unsigned links_count;
     struct raw_default *default_link;
+    struct raw_network *network;
 };
 
 #define STR(key, type, member, opt)                                                                          \
@@ -112,6 +117,13 @@ static const cyaml_schema_field_t audit_fields[] = {
     CYAML_FIELD_UINT("hot_segments", CYAML_FLAG_OPTIONAL, struct raw_audit, hot_segments),
     CYAML_FIELD_END,
 };
+static const cyaml_schema_field_t network_fields[] = {
+    STR("refresh", struct raw_network, refresh, CYAML_FLAG_OPTIONAL),
+    STR("settle", struct raw_network, settle, CYAML_FLAG_OPTIONAL),
+    STR("stream", struct raw_network, stream, CYAML_FLAG_OPTIONAL),
+    CYAML_FIELD_UINT("probes", CYAML_FLAG_OPTIONAL, struct raw_network, probes),
+    CYAML_FIELD_END,
+};
 static const cyaml_schema_field_t default_fields[] = {
     STR("bytes_per_s", struct raw_default, rate, 0),
     STR("rtt", struct raw_default, rtt, 0),
@@ -146,6 +158,8 @@ static const cyaml_schema_field_t top_fields[] = {
                          65536),
     CYAML_FIELD_MAPPING_PTR("default_link", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct raw,
                             default_link, default_fields),
+    CYAML_FIELD_MAPPING_PTR("network", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct raw, network,
+                            network_fields),
     CYAML_FIELD_END,
 };
 static const cyaml_schema_value_t top = {CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, struct raw, top_fields)};
@@ -170,6 +184,32 @@ static int rate(const char *word, const char *key, const char *path, double *out
                        "%s: %s: '%s' is no rate above zero; write bytes per second as 125MB or 1GiB", path,
                        key, word);
     *out = (double)v;
+    return ST_OK;
+}
+
+static int take_network(struct coord_config *c, const struct raw_network *r, const char *path, struct err *e)
+{
+    int rc = ST_OK;
+    c->net_refresh_ns = 900 * NS_PER_S;
+    c->net_settle_ns = 60 * NS_PER_S;
+    c->net_stream_ns = 500 * NS_PER_MS;
+    c->net_probes = 20;
+    if (!r)
+        return ST_OK;
+    if (r->refresh && !strcmp(r->refresh, "off"))
+        c->net_refresh_ns = 0;
+    else
+        rc = duration(r->refresh, "network.refresh", path, NS_PER_S, &c->net_refresh_ns, e);
+    if (rc < 0 || (rc = duration(r->settle, "network.settle", path, 0, &c->net_settle_ns, e)) < 0 ||
+        (rc = duration(r->stream, "network.stream", path, 20 * NS_PER_MS, &c->net_stream_ns, e)) < 0)
+        return rc;
+    if (c->net_stream_ns > 60 * NS_PER_S || r->probes > 100000)
+        return err_set(e, ST_ECONFIG,
+                       "%s: network: a bandwidth test takes at most 60s and there are at most "
+                       "100000 probes",
+                       path);
+    if (r->probes)
+        c->net_probes = r->probes;
     return ST_OK;
 }
 
@@ -357,7 +397,7 @@ static int validate(struct coord_config *c, const struct raw *r, const char *pat
     c->admin = strdup(r->admin ? r->admin : "user/admin");
     if (!c->listen || !c->tls_dir || !c->trust_domain || !c->state_dir || !c->admin)
         return err_set(e, ST_ENOMEM, "no memory for the configuration of %s", path);
-    if ((rc = take_trust(c, r, path, e)) < 0)
+    if ((rc = take_trust(c, r, path, e)) < 0 || (rc = take_network(c, r->network, path, e)) < 0)
         return rc;
     return take_links(c, r, path, e);
 }

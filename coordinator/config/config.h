@@ -41,6 +41,10 @@ struct coord_config {
     enum log_level log_level;
     struct config_link *links; /* declared between nodes, until they are measured */
     unsigned nlinks;
+    uint64_t net_refresh_ns; /* links older than this are measured again by themselves; 0 = on demand alone */
+    uint64_t net_settle_ns;  /* not before a node has been connected this long */
+    uint64_t net_stream_ns;  /* of each bandwidth test */
+    unsigned net_probes;     /* of each latency test */
     double default_bytes_per_s; /* 0 = nodes without a link cannot exchange layers' activations */
     uint64_t default_rtt_ns;
     bool development;                         /* a CA made on the spot, loopback only */

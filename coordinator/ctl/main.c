@@ -6,6 +6,7 @@
 
 #include "common/base/str.h"
 #include "coordinator/ctl/ctl.h"
+#include "coordinator/ctl/netcmd.h"
 #include "coordinator/ctl/plan/plan_cmd.h"
 
 static int version(struct ctl *c, int argc, char **argv)
@@ -82,6 +83,15 @@ static const struct command {
     {"gpu", "free", ctl_gpu_free, "give a handle back, or end the whole session with a node"},
     {"gpu", "stat", ctl_gpu_stat, "what one's session with a node holds"},
     {"gpu", "doctor", ctl_gpu_doctor, "what keeps this machine's GPUs from being used, and what to do"},
+    {"net", "matrix", ctl_net_matrix,
+     "a figure of every link: --metric latency, bandwidth, loss, jitter or age"},
+    {"net", "probe", ctl_net_probe, "measure links now: all pairs, or those of the nodes named"},
+    {"net", "topo", ctl_net_topo, "sites, averages, diameter, asymmetry, bottleneck"},
+    {"net", "bottleneck", ctl_net_bottleneck, "the slowest link, and the node that slows all of its own"},
+    {"net", "estimate", ctl_net_estimate, "how long so many bytes take from one node to another"},
+    {"net", "history", ctl_net_history, "what was measured when; older rows are hours, then days"},
+    {"net", "doctor", ctl_net_doctor,
+     "what nodes' networks look like from within and without, and what to change"},
     {"model", "inspect", ctl_model_inspect, "the layers of a model file and what each costs"},
     {"model", "synth", ctl_model_synth, "write a model file with seeded weights"},
     {"plan", "solve", plan_solve_cmd, "plan a model on a described cluster"},

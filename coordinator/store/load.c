@@ -311,3 +311,24 @@ int store_load_trust(struct store *s, int (*fn)(void *arg, const struct store_tr
     struct trust_ctx c = {fn, arg};
     return each(s, "SELECT kind,id,doc,updated_us FROM trust ORDER BY kind,id", trust_row, &c, e);
 }
+
+struct net_ctx {
+    int (*fn)(void *arg, const struct store_net *n);
+    void *arg;
+};
+
+static int net_row(sqlite3_stmt *st, void *ctx, struct err *e)
+{
+    (void)e;
+    struct net_ctx *c = ctx;
+    struct store_net n = {
+        .from = db_text(st, 0), .to = db_text(st, 1), .updated_us = sqlite3_column_int64(st, 3)};
+    n.doc = blob(st, 2, &n.doc_len);
+    return c->fn(c->arg, &n);
+}
+
+int store_load_net(struct store *s, int (*fn)(void *arg, const struct store_net *n), void *arg, struct err *e)
+{
+    struct net_ctx c = {fn, arg};
+    return each(s, "SELECT src,dst,doc,updated_us FROM net_link ORDER BY src,dst", net_row, &c, e);
+}

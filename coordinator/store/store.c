@@ -51,6 +51,15 @@ static const char *const schema_steps[] = {
     ("CREATE TABLE trust(kind TEXT NOT NULL, id TEXT NOT NULL, doc BLOB NOT NULL, updated_us INTEGER NOT "
      "NULL,"
      " PRIMARY KEY(kind, id)) STRICT, WITHOUT ROWID;"),
+    /* 3 → 4: the network, measured */
+    ("CREATE TABLE net_link(src TEXT NOT NULL, dst TEXT NOT NULL, doc BLOB NOT NULL, updated_us INTEGER NOT "
+     "NULL,"
+     " PRIMARY KEY(src, dst)) STRICT, WITHOUT ROWID;"
+     "CREATE TABLE net_history(src TEXT NOT NULL, dst TEXT NOT NULL, span_us INTEGER NOT NULL,"
+     " time_us INTEGER NOT NULL, samples INTEGER NOT NULL, failures INTEGER NOT NULL, rates INTEGER NOT NULL,"
+     " rtt_min INTEGER, rtt_sum INTEGER NOT NULL, rtt_max INTEGER NOT NULL, loss_sum INTEGER NOT NULL,"
+     " rate_min INTEGER, rate_sum INTEGER NOT NULL, rate_max INTEGER NOT NULL,"
+     " PRIMARY KEY(src, dst, span_us, time_us)) STRICT, WITHOUT ROWID;"),
 };
 
 const struct db_kind store_db_kind = {

@@ -83,6 +83,20 @@ struct store_trust { /* tokens, certificates, revocations, pins: documents of th
     size_t doc_len;
     int64_t updated_us;
 };
+struct store_net { /* the latest figures of the network from one node to another: the api room's document */
+    const char *from, *to;
+    const void *doc;
+    size_t doc_len;
+    int64_t updated_us;
+};
+struct store_net_sample { /* one measurement, or the sum of those in a span of time */
+    const char *from, *to;
+    int64_t time_us, span_us; /* span 0 = one measurement */
+    uint32_t samples, failures, rates;
+    uint64_t rtt_min_ns, rtt_sum_ns, rtt_max_ns; /* over samples less failures */
+    uint64_t loss_sum_ppm;
+    uint64_t rate_min, rate_sum, rate_max; /* bytes a second, over `rates` */
+};
 struct store_request { /* idempotency: what a mutation with this id was answered */
     const char *principal, *request_id, *method;
     const void *response;
@@ -117,6 +131,8 @@ int store_load_requests(struct store *s, int (*fn)(void *arg, const struct store
                         struct err *e) ST_CHECK;
 int store_load_trust(struct store *s, int (*fn)(void *arg, const struct store_trust *d), void *arg,
                      struct err *e) ST_CHECK;
+int store_load_net(struct store *s, int (*fn)(void *arg, const struct store_net *n), void *arg,
+                   struct err *e) ST_CHECK;
 /* A value of the meta table into out ("" when absent): ids, serial numbers, the cluster's name. */
 int store_load_meta(struct store *s, const char *key, char *out, size_t cap, struct err *e) ST_CHECK;
 
@@ -155,6 +171,12 @@ void store_txn_request_put(struct store_txn *t, const struct store_request *r); 
 void store_txn_requests_expire(struct store_txn *t, int64_t before_us);
 void store_txn_trust_put(struct store_txn *t, const struct store_trust *d);
 void store_txn_trust_delete(struct store_txn *t, const char *kind, const char *id); /* absent is fine */
+void store_txn_net_put(struct store_txn *t, const struct store_net *n);
+void store_txn_net_forget(struct store_txn *t, const char *node); /* latest figures and history */
+/* A measurement (span 0), into the history as it is and into its hour and day. */
+void store_txn_net_sample(struct store_txn *t, const struct store_net_sample *s);
+/* Single measurements live a day, hours a month, days two years. */
+void store_txn_net_expire(struct store_txn *t, int64_t now_us);
 /* Makes store_submit refuse it: something it needs could not be built. */
 void store_txn_fail(struct store_txn *t, int rc);
 void store_txn_meta_put(struct store_txn *t, const char *key, const char *value);
@@ -181,6 +203,15 @@ struct store_stats {
     uint64_t last_commit_us;                          /* duration of the latest commit */
 };
 void store_stats(struct store *s, struct store_stats *out); /* any thread */
+
+/* ---- history of the network ---- */
+
+/* Rows between two nodes ("" = any) since then, newest first, at most max, of one span: single measurements,
+ * hours or days, the finest that is kept for so long. Opens a connection of its own and blocks on the disk:
+ * any thread but the loop's. */
+int store_net_history(struct store *s, const char *from, const char *to, int64_t since_us, int64_t now_us,
+                      unsigned max, int (*fn)(void *arg, const struct store_net_sample *r), void *arg,
+                      struct err *e) ST_CHECK;
 
 /* ---- the outbox, for the audit room ---- */
 

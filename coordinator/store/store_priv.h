@@ -32,6 +32,11 @@ enum store_stmt {
     SQL_SPOOL,
     SQL_TRUST_PUT,
     SQL_TRUST_DELETE,
+    SQL_NET_PUT,
+    SQL_NET_FORGET,
+    SQL_NET_HISTORY_FORGET,
+    SQL_NET_SAMPLE,
+    SQL_NET_EXPIRE,
     SQL_EVENT,
     SQL_COUNT,
 };
@@ -84,6 +89,9 @@ struct store {
     char audit_why[200];
     struct store_stats stats;
 };
+
+#define STORE_NET_HOUR_US (3600ll * 1000000)
+#define STORE_NET_DAY_US (24 * STORE_NET_HOUR_US)
 
 extern const struct db_kind store_db_kind;
 

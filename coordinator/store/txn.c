@@ -58,6 +58,24 @@ static const struct store_sql sqls[SQL_COUNT] = {
     [SQL_TRUST_PUT] = {"INSERT OR REPLACE INTO trust(kind,id,doc,updated_us) VALUES(?1,?2,?3,?4)",
                        "writing a trust record", ST_OK},
     [SQL_TRUST_DELETE] = {"DELETE FROM trust WHERE kind=?1 AND id=?2", "removing a trust record", ST_OK},
+    [SQL_NET_PUT] = {"INSERT OR REPLACE INTO net_link(src,dst,doc,updated_us) VALUES(?1,?2,?3,?4)",
+                     "writing a link's figures", ST_OK},
+    [SQL_NET_FORGET] = {"DELETE FROM net_link WHERE src=?1 OR dst=?1", "removing a node's links", ST_OK},
+    [SQL_NET_HISTORY_FORGET] = {"DELETE FROM net_history WHERE src=?1 OR dst=?1",
+                                "removing a node's network history", ST_OK},
+    [SQL_NET_SAMPLE] =
+        {"INSERT INTO net_history(src,dst,span_us,time_us,samples,failures,rates,rtt_min,rtt_sum,rtt_max,"
+         "loss_sum,rate_min,rate_sum,rate_max) "
+         "VALUES(?1,?2,?3,?4,1,?5,?6,nullif(?7,0),?7,?7,?8,nullif(?9,0),?9,?9) ON CONFLICT DO UPDATE SET "
+         "samples=samples+1,failures=failures+excluded.failures,rates=rates+excluded.rates,"
+         "rtt_min=min(coalesce(rtt_min,excluded.rtt_min),coalesce(excluded.rtt_min,rtt_min)),"
+         "rtt_sum=rtt_sum+excluded.rtt_sum,rtt_max=max(rtt_max,excluded.rtt_max),"
+         "loss_sum=loss_sum+excluded.loss_sum,"
+         "rate_min=min(coalesce(rate_min,excluded.rate_min),coalesce(excluded.rate_min,rate_min)),"
+         "rate_sum=rate_sum+excluded.rate_sum,rate_max=max(rate_max,excluded.rate_max)",
+         "writing the network's history", ST_OK},
+    [SQL_NET_EXPIRE] = {"DELETE FROM net_history WHERE span_us=?1 AND time_us<?2",
+                        "thinning the network's history", ST_OK},
     [SQL_EVENT] = {"INSERT INTO outbox(event) VALUES(?1)", "writing the audit outbox", ST_OK},
 };
 
@@ -328,6 +346,54 @@ void store_txn_trust_delete(struct store_txn *t, const char *kind, const char *i
     op(t, SQL_TRUST_DELETE, 2);
     text(t, kind);
     text(t, id);
+}
+
+void store_txn_net_put(struct store_txn *t, const struct store_net *n)
+{
+    op(t, SQL_NET_PUT, 4);
+    text(t, n->from);
+    text(t, n->to);
+    blob(t, n->doc, n->doc_len);
+    num(t, n->updated_us);
+}
+
+void store_txn_net_forget(struct store_txn *t, const char *node)
+{
+    op(t, SQL_NET_FORGET, 1);
+    text(t, node);
+    op(t, SQL_NET_HISTORY_FORGET, 1);
+    text(t, node);
+}
+
+void store_txn_net_sample(struct store_txn *t, const struct store_net_sample *s)
+{
+    static const int64_t span[] = {0, STORE_NET_HOUR_US, STORE_NET_DAY_US};
+    for (unsigned i = 0; i < 3; i++) {
+        op(t, SQL_NET_SAMPLE, 9);
+        text(t, s->from);
+        text(t, s->to);
+        num(t, span[i]);
+        num(t, span[i] ? s->time_us - s->time_us % span[i] : s->time_us);
+        num(t, s->failures);
+        num(t, s->rates);
+        num(t, (int64_t)s->rtt_sum_ns);
+        num(t, (int64_t)s->loss_sum_ppm);
+        num(t, (int64_t)s->rate_sum);
+    }
+}
+
+void store_txn_net_expire(struct store_txn *t, int64_t now_us)
+{
+    static const struct {
+        int64_t span, keep;
+    } rule[] = {{0, STORE_NET_DAY_US},
+                {STORE_NET_HOUR_US, 30 * STORE_NET_DAY_US},
+                {STORE_NET_DAY_US, 730 * STORE_NET_DAY_US}};
+    for (unsigned i = 0; i < 3; i++) {
+        op(t, SQL_NET_EXPIRE, 2);
+        num(t, rule[i].span);
+        num(t, now_us - rule[i].keep);
+    }
 }
 
 void store_txn_fail(struct store_txn *t, int rc)

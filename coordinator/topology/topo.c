@@ -140,6 +140,8 @@ int topo_hello(struct topo *t, const char *name, const struct topo_device *devic
     free(n->devices);
     n->devices = copy;
     n->ndevices = ndev;
+    if (n->state != TOPO_CONNECTED || !n->epoch)
+        n->connected_ns = now_ns;
     n->state = TOPO_CONNECTED;
     n->epoch = t->next_epoch++;
     n->last_heard_ns = now_ns;

@@ -39,6 +39,7 @@ struct topo_node {
     enum topo_state state;
     char address[64], peer_address[64], version[32];
     uint64_t epoch, last_heard_ns;
+    uint64_t connected_ns; /* since when it has been connected without a break */
     int64_t first_seen_us, last_seen_us;
     double rtt_s; /* to the coordinator; 0 = not measured */
     struct topo_device *devices;

@@ -134,6 +134,8 @@ def write_cluster(nodes, empty=(), memory="1GiB", users=()):
     names = [f"n{i}" for i in range(1, nodes + 1)]
     subprocess.run([f"{BIN}/strata", "init", f"{work}/c", "--listen", f"127.0.0.1:{port}"] +
                    [x for n in names for x in ("--node", n)] + [x for u in users for x in ("--user", u)], check=True, stdout=subprocess.DEVNULL)
+    with open(f"{work}/c/coordinator/coordinator.yaml", "a") as f:  # what a test does not ask for it does not get
+        f.write("network: {refresh: off}\n")
     os.makedirs(f"{work}/models", exist_ok=True)
     os.makedirs(f"{work}/empty", exist_ok=True)
     for i in range(1, nodes + 1):
