@@ -334,7 +334,7 @@ static int by_value(struct large *q)
             hi = mid;
     }
     q->bound = lo;
-    for (int part = 1; part < 8 && spend(q); part++) { /* few devices may be able to hold the larger layers */
+    for (int part = 1; part < 8 && q->bound > 0 && spend(q); part++) { /* few devices may be able to hold the larger layers */
         first_weights(q, part);
         reach(q, q->bound * 1.01);
         while (weigh(q) && spend(q)) {
