@@ -102,8 +102,8 @@ static int allocate(struct walks *q, struct budget *b)
     if (pair_new(&q->at, n * W) < 0 || pair_new(&q->rest, n * W) < 0 || pair_new(&q->in, n) < 0)
         return ST_ENOMEM;
     return q->dev && q->group && q->first && q->pre && q->open && q->simple && q->last && q->begin &&
-                   q->price && q->off && q->lo && q->hi && q->self && q->s1 && q->s2 && q->out && q->group_at &&
-                   q->from.v && q->to.v && q->from.at && q->to.at
+                   q->price && q->off && q->lo && q->hi && q->self && q->s1 && q->s2 && q->out &&
+                   q->group_at && q->from.v && q->to.v && q->from.at && q->to.at
                ? ST_OK
                : ST_ENOMEM;
 }
