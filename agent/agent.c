@@ -84,7 +84,11 @@ static int open_spool(struct agent *a, struct err *e)
         !(a->port_ready = event_new(a->env.base, port_fd(a->port), EV_READ | EV_PERSIST, on_port, a)) ||
         event_add(a->port_ready, NULL) < 0)
         return err_set(e, ST_ERESOURCE, "no memory or descriptors for the audit spool");
-    const struct spool_cfg cfg = {.path = spool, .port = a->port, .clock = a->env.clock, .log = a->env.log};
+    const struct spool_cfg cfg = {.path = spool,
+                                  .max_bytes = a->env.config->spool_bytes,
+                                  .port = a->port,
+                                  .clock = a->env.clock,
+                                  .log = a->env.log};
     if ((rc = spool_open(&a->spool, &cfg, e)) < 0)
         return rc;
     rc = deliver_new(&a->deliver, &(struct deliver_cfg){a->env.base, a->spool, a->env.log});
@@ -316,11 +320,6 @@ static uint64_t session_layer_bytes(const char *device, void *arg)
 static void session_change(bool urgent, void *arg)
 {
     reports_changed(((struct agent *)arg)->reports, urgent);
-}
-
-static void session_event(const struct audit_event *e, void *arg)
-{
-    reports_event(((struct agent *)arg)->reports, e);
 }
 
 static void on_layers_lost(void *arg)
@@ -567,11 +566,13 @@ static int open_sessions(struct agent *a, struct err *e)
         .log = a->env.log,
         .pool = a->pool,
         .peers = a->peers,
+        .spool = a->spool,
         .node = a->env.config->node,
         .devices = session_devices,
+        .own = {a->env.config->user_kernels.allow, a->env.config->user_kernels.max_bytes,
+                a->env.config->user_kernels.deadline_ns},
         .layer_bytes = session_layer_bytes,
         .on_change = session_change,
-        .audit = session_event,
         .arg = a,
     };
     int rc = reports_new(&a->reports, &reports, e);
@@ -679,16 +680,16 @@ void agent_free(struct agent *a)
         quic_udp_free(a->udp, 0, "agent stops");
     files_free(a->files);
     pool_free(a->pool);
+    deliver_free(a->deliver);
+    spool_close(a->spool); /* what waited for a row is told, while it is still there */
+    if (a->port)
+        port_drain(a->port);
     layers_free(a->layers);
     sessions_free(a->sessions);
     reports_free(a->reports);
     peers_free(a->peers);
     serve_free(a->serve);
     control_free(a->control);
-    deliver_free(a->deliver);
-    spool_close(a->spool);
-    if (a->port)
-        port_drain(a->port);
     if (a->port_ready)
         event_free(a->port_ready);
     port_free(a->port);

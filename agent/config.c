@@ -1,6 +1,8 @@
 /* YAML through libcyaml into a raw struct, then validated into the one the program uses. */
 #include "agent/config.h"
 
+#include "agent/kernel/kernel.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +13,11 @@
 
 #define MAX_CONFIG_BYTES (1u << 20)
 #define MAX_MODEL_DIRS 64
+#define SPOOL_MIN (64u << 10)
+#define SPOOL_MAX (512u << 20)
+#define KERNEL_BYTES_DEFAULT (256u << 10)
+#define KERNEL_TIME_DEFAULT_NS (5ull * 1000000000)
+#define KERNEL_TIME_MAX_NS (8ull * 1000000000)
 
 struct raw_pin {
     char *peer, *sha256;
@@ -21,7 +28,7 @@ struct raw_tls {
     unsigned pins_count;
 };
 struct raw_state {
-    char *dir;
+    char *dir, *spool;
 };
 struct raw_models {
     char **dirs;
@@ -30,6 +37,9 @@ struct raw_models {
 struct raw_backends {
     char *cpu, *vulkan, *cuda;
 };
+struct raw_user_kernels {
+    char *allow, *max_bytes, *time;
+};
 struct raw {
     int version;
     char *node, *coordinator, *listen, *advertise, *worker, *cpu_memory, *log;
@@ -37,6 +47,7 @@ struct raw {
     struct raw_state *state;
     struct raw_models *models;
     struct raw_backends *backends;
+    struct raw_user_kernels *user_kernels;
 };
 
 #define OPT CYAML_FLAG_OPTIONAL
@@ -65,7 +76,8 @@ static const cyaml_schema_field_t tls_fields[] = {
     CYAML_FIELD_SEQUENCE("pins", CYAML_FLAG_POINTER | OPT, struct raw_tls, pins, &pin_value, 0, 10000),
     CYAML_FIELD_END,
 };
-static const cyaml_schema_field_t state_fields[] = {STR("dir", struct raw_state, dir, 0), CYAML_FIELD_END};
+static const cyaml_schema_field_t state_fields[] = {
+    STR("dir", struct raw_state, dir, 0), STR("spool", struct raw_state, spool, OPT), CYAML_FIELD_END};
 static const cyaml_schema_value_t dir_value = {
     CYAML_VALUE_STRING(CYAML_FLAG_POINTER, char *, 1, 4000),
 };
@@ -77,6 +89,12 @@ static const cyaml_schema_field_t backends_fields[] = {
     STR("cpu", struct raw_backends, cpu, OPT),
     STR("vulkan", struct raw_backends, vulkan, OPT),
     STR("cuda", struct raw_backends, cuda, OPT),
+    CYAML_FIELD_END,
+};
+static const cyaml_schema_field_t user_kernels_fields[] = {
+    STR("allow", struct raw_user_kernels, allow, 0),
+    STR("max_bytes", struct raw_user_kernels, max_bytes, OPT),
+    STR("time", struct raw_user_kernels, time, OPT),
     CYAML_FIELD_END,
 };
 static const cyaml_schema_field_t top_fields[] = {
@@ -92,6 +110,7 @@ static const cyaml_schema_field_t top_fields[] = {
     MAP("state", state, state_fields, 0),
     MAP("models", models, models_fields, 0),
     MAP("backends", backends, backends_fields, OPT),
+    MAP("user_kernels", user_kernels, user_kernels_fields, OPT),
     CYAML_FIELD_END,
 };
 static const cyaml_schema_value_t top = {CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, struct raw, top_fields)};
@@ -179,6 +198,26 @@ static int take_dirs(struct agent_config *c, const struct raw_models *m, const c
     return ST_OK;
 }
 
+/* A device counts as hung for everybody after 10 s: a user's kernel is over before. */
+static int take_user_kernels(struct agent_config *c, const struct raw_user_kernels *u, const char *path,
+                             struct err *e)
+{
+    uint64_t bytes = KERNEL_BYTES_DEFAULT;
+    c->user_kernels.deadline_ns = KERNEL_TIME_DEFAULT_NS;
+    if (u && strcmp(u->allow, "on") != 0 && strcmp(u->allow, "off") != 0)
+        return err_set(e, ST_ECONFIG, "%s: user_kernels.allow: '%s' is neither on nor off", path, u->allow);
+    if (u && u->max_bytes && (parse_bytes(u->max_bytes, &bytes) < 0 || !bytes || bytes > KERNEL_MAX_BYTES))
+        return err_set(e, ST_ECONFIG, "%s: user_kernels.max_bytes: '%s' is no size up to %uKiB", path,
+                       u->max_bytes, KERNEL_MAX_BYTES >> 10);
+    if (u && u->time &&
+        (parse_duration_ns(u->time, &c->user_kernels.deadline_ns) < 0 || !c->user_kernels.deadline_ns ||
+         c->user_kernels.deadline_ns > KERNEL_TIME_MAX_NS))
+        return err_set(e, ST_ECONFIG, "%s: user_kernels.time: '%s' is no time up to 8s", path, u->time);
+    c->user_kernels.allow = u && strcmp(u->allow, "on") == 0;
+    c->user_kernels.max_bytes = (uint32_t)bytes;
+    return ST_OK;
+}
+
 static int validate(struct agent_config *c, const struct raw *r, const char *path, struct err *e)
 {
     int rc;
@@ -202,6 +241,10 @@ static int validate(struct agent_config *c, const struct raw *r, const char *pat
     if (r->cpu_memory && (parse_bytes(r->cpu_memory, &c->cpu_memory_bytes) < 0 || c->cpu_memory_bytes == 0))
         return err_set(e, ST_ECONFIG, "%s: cpu_memory: '%s' is no size above zero; write it as 8GiB", path,
                        r->cpu_memory);
+    if (r->state->spool && (parse_bytes(r->state->spool, &c->spool_bytes) < 0 || c->spool_bytes < SPOOL_MIN ||
+                            c->spool_bytes > SPOOL_MAX))
+        return err_set(e, ST_ECONFIG, "%s: state.spool: '%s' is no size from 64KiB to 512MiB", path,
+                       r->state->spool);
     c->log_level = LOG_LV_INFO;
     if (r->log && log_level_parse(r->log, &c->log_level) < 0)
         return err_set(e, ST_ECONFIG, "%s: log: '%s' is none of error, warn, info, debug", path, r->log);
@@ -209,7 +252,8 @@ static int validate(struct agent_config *c, const struct raw *r, const char *pat
     if ((rc = backend(b->cpu, "cpu", path, &c->cpu, e)) < 0 ||
         (rc = backend(b->vulkan, "vulkan", path, &c->vulkan, e)) < 0 ||
         (rc = backend(b->cuda, "cuda", path, &c->cuda, e)) < 0 || (rc = take_tls(c, r->tls, path, e)) < 0 ||
-        (rc = take_dirs(c, r->models, path, e)) < 0)
+        (rc = take_dirs(c, r->models, path, e)) < 0 ||
+        (rc = take_user_kernels(c, r->user_kernels, path, e)) < 0)
         return rc;
     c->node = strdup(r->node);
     c->coordinator = strdup(r->coordinator);

@@ -25,15 +25,21 @@ struct agent_config {
     char *ciphers, *groups, *crl_file; /* NULL: the defaults, none */
     struct agent_pin *pins;
     unsigned npins;
-    char *listen;    /* host:port where other agents fetch layers; port 0 = any */
-    char *advertise; /* host that other agents reach it by; NULL = listen's */
-    char *state_dir; /* reset.key */
+    char *listen;         /* host:port where other agents fetch layers; port 0 = any */
+    char *advertise;      /* host that other agents reach it by; NULL = listen's */
+    char *state_dir;      /* reset.key, audit.spool */
+    uint64_t spool_bytes; /* of audit rows that the coordinator has not taken; 0 = the spool's own choice */
     char **model_dirs;
     unsigned nmodel_dirs; /* the only places models are read from */
     char *worker;         /* path of strata-worker; NULL = next to this program */
     enum agent_backend_use cpu, vulkan, cuda;
     uint64_t cpu_memory_bytes; /* of the cpu device; 0 = the worker's own choice */
     enum log_level log_level;
+    struct {
+        bool allow;           /* kernels that users bring; off unless the file says otherwise */
+        uint32_t max_bytes;   /* of one */
+        uint64_t deadline_ns; /* of one call */
+    } user_kernels;
 };
 
 /* ST_ECONFIG with a sentence, or what reading the file gave. On failure *out needs no fini. */

@@ -11,16 +11,6 @@
 #define REPORT_NS (10 * NS_PER_S)
 #define RETRY_S 1
 #define MAX_ENDED 1000u /* in one report, the oldest first */
-#define MAX_EVENTS 64u
-#define MAX_EVENT_BYTES (200u << 10)
-#define QUEUE_EVENTS 8192u
-#define QUEUE_BYTES (8u << 20)
-
-struct queued {
-    struct queued *next;
-    size_t n;
-    uint8_t bytes[];
-};
 
 struct ended {
     char session[SESSION_NAME_MAX + 1], reason[40];
@@ -33,12 +23,6 @@ struct reports {
     struct rpc_call *call; /* under way */
     bool complete, sent_complete, dirty;
     uint64_t sent_seq;
-    unsigned sent_events;
-    struct queued *head, **tail;
-    unsigned nqueued;
-    size_t queued_bytes;
-    uint64_t lost;
-    int64_t lost_since_us;
 };
 
 static void send_report(struct reports *r);
@@ -116,15 +100,6 @@ static void on_message(struct rpc_call *call, const ProtobufCMessage *msg, void 
         sessions_revoke(*r->cfg.sessions, p->end[i]->session, p->end[i]->reason, p->end[i]->expires_us, NULL,
                         NULL);
     sessions_ended_ack(*r->cfg.sessions, r->sent_seq);
-    for (; r->sent_events && r->head; r->sent_events--) {
-        struct queued *q = r->head;
-        r->head = q->next;
-        if (!r->head)
-            r->tail = &r->head;
-        r->nqueued--;
-        r->queued_bytes -= q->n;
-        free(q);
-    }
     if (r->sent_complete) {
         r->complete = false;
         sessions_trust(*r->cfg.sessions);
@@ -137,13 +112,12 @@ static void on_done(struct rpc_call *call, const struct rpc_status *st, const ui
     (void)call;
     (void)digest;
     r->call = NULL;
-    r->sent_events = 0;
     if (st->code) {
         LOG_W(r->cfg.log, "reports", "sessions not reported code=%u reason=%s why=\"%s\"", st->code,
               st->reason, st->text);
         r->dirty = true;
         later(r);
-    } else if (r->dirty || r->head) {
+    } else if (r->dirty) {
         send_report(r);
     }
 }
@@ -151,10 +125,8 @@ static void on_done(struct rpc_call *call, const struct rpc_status *st, const ui
 static const struct rpc_call_ops report_ops = {.on_message = on_message, .on_done = on_done};
 
 static void fill(struct reports *r, struct gather *g, Strata__V1__SessionReport *q,
-                 Strata__V1__SessionEnded *ev, Strata__V1__SessionEnded **ep, Strata__V1__SessionHeld **hp,
-                 ProtobufCBinaryData *events)
+                 Strata__V1__SessionEnded *ev, Strata__V1__SessionEnded **ep, Strata__V1__SessionHeld **hp)
 {
-    size_t bytes = 0;
     if (g->nended)
         qsort(g->ended, g->nended, sizeof *g->ended, by_seq);
     for (size_t i = 0; i < g->nended && i < MAX_ENDED; i++) {
@@ -166,18 +138,11 @@ static void fill(struct reports *r, struct gather *g, Strata__V1__SessionReport 
     }
     for (size_t i = 0; i < g->nheld; i++)
         hp[q->n_held++] = &g->held[i];
-    for (struct queued *e = r->head; e && q->n_events < MAX_EVENTS && bytes + e->n <= MAX_EVENT_BYTES;
-         e = e->next) {
-        events[q->n_events++] = (ProtobufCBinaryData){e->n, e->bytes};
-        bytes += e->n;
-    }
     q->ended = ep;
     q->held = hp;
-    q->events = events;
     q->complete = r->complete;
     q->epoch = control_epoch(*r->cfg.control);
     r->sent_complete = q->complete;
-    r->sent_events = (unsigned)q->n_events;
 }
 
 static void send_report(struct reports *r)
@@ -185,7 +150,6 @@ static void send_report(struct reports *r)
     struct rpc_session *s = *r->cfg.control ? control_session(*r->cfg.control) : NULL;
     struct gather g = {0};
     Strata__V1__SessionReport q = STRATA__V1__SESSION_REPORT__INIT;
-    ProtobufCBinaryData events[MAX_EVENTS];
     struct err e = {0};
     if (!s || r->call)
         return; /* the registration, or the end of the call, comes here again */
@@ -198,7 +162,7 @@ static void send_report(struct reports *r)
     int rc = ev && ep && hp && !g.short_of_memory ? ST_OK : ST_ENOMEM;
     r->dirty = false;
     if (rc == ST_OK) {
-        fill(r, &g, &q, ev, ep, hp, events);
+        fill(r, &g, &q, ev, ep, hp);
         rc = rpc_call(&r->call, s, &strata__v1__sessions__descriptor, "Report", RPC_UNARY, &q.base, &o,
                       &report_ops, r, &e);
     }
@@ -232,49 +196,6 @@ void reports_changed(struct reports *r, bool urgent)
 {
     r->dirty = true;
     if (urgent)
-        send_report(r);
-    else
-        later(r);
-}
-
-/* ---- events ---- */
-
-static bool queue(struct reports *r, const struct audit_event *e)
-{
-    struct buf b = {0};
-    struct queued *q = NULL;
-    if (event_encode(e, &b) == ST_OK && r->nqueued < QUEUE_EVENTS && r->queued_bytes + b.len <= QUEUE_BYTES &&
-        (q = malloc(sizeof *q + b.len))) {
-        q->next = NULL;
-        q->n = b.len;
-        memcpy(q->bytes, b.data, b.len);
-        *r->tail = q;
-        r->tail = &q->next;
-        r->nqueued++;
-        r->queued_bytes += b.len;
-    }
-    buf_fini(&b);
-    return q != NULL;
-}
-
-void reports_event(struct reports *r, const struct audit_event *e)
-{
-    if (r->lost) {
-        struct event_meta m = {0};
-        struct audit_event loss = event_make(EV_AUDIT_LOSS, EVENT_FAILURE, clock_wall_us(r->cfg.clock));
-        event_meta_u64(&m, "dropped", r->lost);
-        event_meta_i64(&m, "since_us", r->lost_since_us);
-        loss.node = e->node;
-        loss.meta = event_meta_text(&m);
-        if (queue(r, &loss))
-            r->lost = 0;
-        event_meta_fini(&m);
-    }
-    if (!queue(r, e) && !r->lost++) {
-        r->lost_since_us = e->time_us;
-        LOG_E(r->cfg.log, "reports", "audit events are lost: the coordinator has not taken %u", r->nqueued);
-    }
-    if (r->nqueued >= MAX_EVENTS)
         send_report(r);
     else
         later(r);
@@ -364,7 +285,6 @@ int reports_new(struct reports **out, const struct reports_cfg *cfg, struct err 
         return err_set(e, ST_ENOMEM, "no memory to report sessions");
     }
     r->cfg = *cfg;
-    r->tail = &r->head;
     *out = r;
     return ST_OK;
 }
@@ -373,11 +293,6 @@ void reports_free(struct reports *r)
 {
     if (!r)
         return;
-    while (r->head) {
-        struct queued *q = r->head;
-        r->head = q->next;
-        free(q);
-    }
     event_free(r->timer);
     free(r);
 }

@@ -1,6 +1,6 @@
 /*
  * What the coordinator is told about device sessions, and what it says to them: reports of what is held and
- * what ended, until each was acknowledged; audit events of the sessions; revocations. Loop thread only.
+ * what ended, until each was acknowledged; revocations. Loop thread only.
  */
 #ifndef STRATA_AGENT_REPORTS_H
 #define STRATA_AGENT_REPORTS_H
@@ -25,9 +25,6 @@ void reports_free(struct reports *r); /* after the endpoint is gone; NULL is fin
 void reports_registered(struct reports *r);
 /* Something changed. Urgent is sent at once, else within a second. */
 void reports_changed(struct reports *r, bool urgent);
-/* Queues an event until the coordinator has taken it. One that finds no room is counted, and the count is
- * told with an audit.loss event. */
-void reports_event(struct reports *r, const struct audit_event *e);
 
 /* Service SessionControl, for the coordinator's connection. */
 int reports_table(struct rpc_table **out, struct reports *r, struct err *e) ST_CHECK;

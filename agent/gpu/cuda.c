@@ -468,6 +468,7 @@ const struct gpu_ops gpu_cuda = {
     .pin = cuda_pin,
     .unpin = cuda_unpin,
     .exec = cuda_exec,
+    .run = cuda_run,
     .measure_copy = cuda_measure_copy,
     .measure_fma = cuda_measure_fma,
 };

@@ -47,6 +47,7 @@ int cuda_enter(struct cuda_dev *d, struct err *e);
 int cuda_settle(struct cuda_dev *d, enum cuda_lane lane, struct err *e);
 
 int cuda_exec(void *dev, const struct gpu_task *t, uint64_t *value, struct err *e);
+int cuda_run(void *dev, const struct gpu_own *o, struct err *e);
 int cuda_measure_fma(void *dev, uint64_t budget_ns, double *rate, struct err *e);
 
 #endif

@@ -50,6 +50,28 @@ struct gpu_exec {
     uint64_t scalar[GPU_MAX_SCALARS];
 };
 
+/*
+ * A kernel of one's own, as SPIR-V (Vulkan) or PTX (CUDA); agent/kernel has looked at the code before.
+ * SPIR-V: span i is the storage buffer at set 0, binding i; scalars are 32-bit words, one after another from
+ * the start of the push constants; the group's size is in the module. PTX: the entry's parameters are the
+ * spans' addresses, then the scalars; the group's size is `threads`. A call is over when the kernel is, or
+ * when deadline_ns have passed, after which the device is lost to this process.
+ */
+#define GPU_OWN_SPANS 8
+#define GPU_OWN_SCALARS 16
+#define GPU_ENTRY_NAME 64
+#define GPU_OWN_GROUPS 65535u /* in each direction: what every device takes */
+#define GPU_OWN_THREADS 1024u /* of one group */
+
+struct gpu_program {
+    char entry[GPU_ENTRY_NAME]; /* with its terminating 0 */
+    uint32_t spans, scalars;
+    uint32_t groups[3], threads[3];
+    uint64_t deadline_ns;
+    struct gpu_span span[GPU_OWN_SPANS];
+    uint64_t scalar[GPU_OWN_SCALARS];
+};
+
 static inline uint64_t gpu_scalar_f32(float f)
 {
     uint32_t u;

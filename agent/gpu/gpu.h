@@ -104,6 +104,9 @@ int gpu_copy(struct gpu *dst, uint64_t dst_handle, uint64_t dst_off, struct gpu 
  * kernel or buffer; ST_EINVAL: arguments; ST_ELIMIT: more than GPU_MAX_WORK; ST_ENOTSUP: not on this device.
  */
 int gpu_exec(struct gpu *g, const struct gpu_exec *x, uint64_t *value, struct err *e) ST_CHECK;
+/* Runs a kernel of one's own. ST_EINVAL: arguments, or a module that the driver refuses; ST_ENOTSUP: not on
+ * this device; ST_EDEADLINE: it did not end in time, ST_EIO: it faulted; the device is lost after either. */
+int gpu_run(struct gpu *g, const struct gpu_program *p, const void *code, size_t len, struct err *e) ST_CHECK;
 /*
  * The checksum kernel's definition, and its reference. The bytes are little-endian 32-bit words w[i], the
  * last one padded with zeros. With m1 and m2 two bijections of 32-bit words (gpu_checksum in exec.c), low  =

@@ -43,6 +43,14 @@ struct gpu_part {
     uint64_t off, len;
 };
 
+/* A checked call of a kernel of one's own. The code ends with a 0 beyond its length. */
+struct gpu_own {
+    const struct gpu_program *program;
+    struct gpu_part part[GPU_OWN_SPANS];
+    const void *code;
+    size_t len;
+};
+
 /* A checked call of a kernel. matvec is a matmul of one vector. */
 struct gpu_task {
     enum gpu_kernel kernel;
@@ -86,6 +94,7 @@ struct gpu_ops {
                      uint64_t len, struct err *e);
     /* ST_ENOTSUP: this kernel is not there. *value is set by a checksum, the length's part excluded. */
     int (*exec)(void *dev, const struct gpu_task *t, uint64_t *value, struct err *e);
+    int (*run)(void *dev, const struct gpu_own *o, struct err *e); /* NULL = none of one's own here */
     /* Copies `bytes` from b to a for about budget_ns and tells the rate. */
     int (*measure_copy)(void *dev, void *a, void *b, uint64_t bytes, uint64_t budget_ns, double *rate,
                         struct err *e);

@@ -481,6 +481,7 @@ const struct gpu_ops gpu_vulkan = {
     .copy = vk_copy,
     .pin = vk_pin,
     .unpin = vk_unpin,
+    .run = vk_run,
     .measure_copy = vk_measure_copy,
 #ifdef STRATA_GPU_KERNELS
     .exec = vk_exec,

@@ -134,6 +134,7 @@ void vk_pipes_fini(struct vk_dev *d);
 int vk_dispatch(struct vk_dev *d, enum vk_pipe_id id, const VkDescriptorBufferInfo *bind, const void *params,
                 uint32_t groups_x, uint32_t groups_y, struct err *e);
 int vk_exec(void *dev, const struct gpu_task *t, uint64_t *value, struct err *e);
+int vk_run(void *dev, const struct gpu_own *o, struct err *e);
 int vk_measure_fma(void *dev, uint64_t budget_ns, double *rate, struct err *e);
 
 #endif

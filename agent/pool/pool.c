@@ -22,6 +22,7 @@ enum op_kind {
     OP_COPY,
     OP_SYNC,
     OP_EXEC,
+    OP_RUN,
     OP_MONITOR
 };
 
@@ -33,7 +34,10 @@ struct op {
     uint64_t buffer, off, n;
     uint64_t from, from_off; /* COPY */
     struct worker_slot slot;
-    struct gpu_exec exec;
+    union {
+        struct gpu_exec exec;
+        struct gpu_program program;
+    } u;
     union {
         tenant_alloc_fn alloc;
         tenant_done_fn done;
@@ -111,6 +115,7 @@ static void op_end(struct op *o, int rc, const char *why, const struct worker_re
     case OP_RELEASE:
     case OP_COPY:
     case OP_SYNC:
+    case OP_RUN:
         o->fn.done(o->arg, rc, &e);
         break;
     case OP_EXEC:
@@ -164,7 +169,9 @@ static int submit(struct op *o)
         rc = worker_device_find(w, o->device, &device);
         return rc < 0 ? rc : worker_sync(w, device, on_op, o);
     case OP_EXEC:
-        return worker_exec(w, &o->exec, on_op, o);
+        return worker_exec(w, &o->u.exec, on_op, o);
+    case OP_RUN:
+        return worker_run(w, &o->u.program, &o->slot, (uint32_t)o->n, on_op, o);
     case OP_MONITOR:
         rc = worker_device_find(w, o->device, &device);
         return rc < 0 ? rc : worker_monitor(w, device, on_op, o);
@@ -175,7 +182,7 @@ static int submit(struct op *o)
 static void op_refused(struct op *o, int rc)
 {
     char why[160];
-    if (o->kind == OP_WRITE)
+    if (o->kind == OP_WRITE || o->kind == OP_RUN)
         worker_slot_put(o->t->w, &o->slot);
     if (rc == ST_ENOENT)
         snprintf(why, sizeof why, "there is no device %s", o->device);
@@ -431,7 +438,15 @@ int tenant_monitor(struct tenant *t, const char *device, tenant_monitor_fn fn, v
 
 int tenant_exec(struct tenant *t, const struct gpu_exec *x, tenant_exec_fn fn, void *arg, struct err *e)
 {
-    return op_queue(t, &(struct op){.kind = OP_EXEC, .exec = *x, .fn.exec = fn, .arg = arg}, e);
+    return op_queue(t, &(struct op){.kind = OP_EXEC, .u.exec = *x, .fn.exec = fn, .arg = arg}, e);
+}
+
+int tenant_run(struct tenant *t, const struct gpu_program *p, const struct worker_slot *slot, uint32_t n,
+               tenant_done_fn fn, void *arg, struct err *e)
+{
+    return op_queue(
+        t, &(struct op){.kind = OP_RUN, .u.program = *p, .slot = *slot, .n = n, .fn.done = fn, .arg = arg},
+        e);
 }
 
 int tenant_copy(struct tenant *t, uint64_t to, uint64_t to_off, uint64_t from, uint64_t from_off, uint64_t n,

@@ -94,6 +94,10 @@ int tenant_sync(struct tenant *t, const char *device, tenant_done_fn fn, void *a
 typedef void (*tenant_exec_fn)(void *arg, int rc, const struct err *e, uint64_t value);
 int tenant_exec(struct tenant *t, const struct gpu_exec *x, tenant_exec_fn fn, void *arg,
                 struct err *e) ST_CHECK;
+/* A kernel of one's own, whose code is the slot's first n bytes; the slot is taken as tenant_write() takes
+ * it. */
+int tenant_run(struct tenant *t, const struct gpu_program *p, const struct worker_slot *slot, uint32_t n,
+               tenant_done_fn fn, void *arg, struct err *e) ST_CHECK;
 typedef void (*tenant_monitor_fn)(void *arg, int rc, const struct err *e, const struct gpu_readings *r);
 int tenant_monitor(struct tenant *t, const char *device, tenant_monitor_fn fn, void *arg,
                    struct err *e) ST_CHECK;

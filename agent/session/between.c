@@ -54,7 +54,7 @@ static void finish(struct between *c, int rc, const struct err *e)
     } else if (c->w.call) {
         Strata__V1__Copied r = STRATA__V1__COPIED__INIT;
         r.bytes = c->total;
-        rpc_reply(c->w.call, &r.base);
+        trail_reply(c->w.s->owner, c->w.call, &r.base);
         c->w.call = NULL;
     }
     stop(&c->w);
@@ -105,7 +105,7 @@ void copy_between(struct session *s, struct rpc_call *call, struct buffer *to, u
         rc = work_begin(s, &c->w, call, EV_MEMORY_COPY_DEVICE_TO_DEVICE, true, &e);
     if (rc < 0) {
         free(c);
-        rpc_fail(call, &e);
+        trail_fail(s->owner, call, &e);
         return;
     }
     c->w.stop = stop;

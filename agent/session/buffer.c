@@ -170,7 +170,7 @@ static void allocated(void *arg, int rc, const struct err *e, uint64_t memory)
         r.handle = (ProtobufCBinaryData){HANDLE_LEN, b->handle};
         r.device = b->device;
         r.bytes = b->bytes;
-        rpc_reply(a->w.call, &r.base);
+        trail_reply_buffer(s->owner, a->w.call, &r.base, b->handle);
         a->w.call = NULL;
     } else {
         if (rc < 0 && a->w.call) {
@@ -231,7 +231,7 @@ void buffer_allocate(struct session *s, struct rpc_call *call, const char *devic
 refused:
     free(a);
     free(b);
-    rpc_fail(call, &e);
+    trail_fail(s->owner, call, &e);
 }
 
 struct freeing {
@@ -254,7 +254,7 @@ static void deallocated(void *arg, int rc, const struct err *e)
         r.handle = (ProtobufCBinaryData){HANDLE_LEN, b->handle};
         r.device = b->device;
         r.bytes = b->bytes;
-        rpc_reply(f->w.call, &r.base);
+        trail_reply(f->w.s->owner, f->w.call, &r.base);
         f->w.call = NULL;
     } else {
         work_fail(&f->w, rc, e);
@@ -276,7 +276,7 @@ void buffer_deallocate(struct session *s, struct rpc_call *call, struct buffer *
         rc = err_set(&e, ST_ENOMEM, "no memory to free a handle");
     if (rc < 0 || (rc = work_begin(s, &f->w, call, EV_MEMORY_DEALLOCATE, false, &e)) < 0) {
         free(f);
-        rpc_fail(call, &e);
+        trail_fail(s->owner, call, &e);
         return;
     }
     offers_drop(s, b);

@@ -11,19 +11,20 @@ static struct sessions *room(void *arg)
     return arg;
 }
 
-struct session *call_allowed(struct rpc_call *call, enum permission p, const char *device)
+struct session *call_allowed(struct sessions *ss, struct rpc_call *call, enum permission p,
+                             const char *device)
 {
     struct session *s = NULL;
     struct err e = {0};
     if (session_of(call, &s, &e) == ST_OK && session_may(s, p, device, &e) == ST_OK)
         return s;
-    rpc_fail(call, &e);
+    trail_fail(ss, call, &e);
     return NULL;
 }
 
 /* The same by handle: the device is the buffer's. */
-static struct session *allowed_on(struct rpc_call *call, enum permission p, const ProtobufCBinaryData *handle,
-                                  struct buffer **b)
+static struct session *allowed_on(struct sessions *ss, struct rpc_call *call, enum permission p,
+                                  const ProtobufCBinaryData *handle, struct buffer **b)
 {
     struct session *s = NULL;
     struct err e = {0};
@@ -31,7 +32,7 @@ static struct session *allowed_on(struct rpc_call *call, enum permission p, cons
         buffer_find(s, handle, permission_name(p), b, &e) == ST_OK &&
         session_may(s, p, (*b)->device, &e) == ST_OK)
         return s;
-    rpc_fail(call, &e);
+    trail_fail(ss, call, &e);
     return NULL;
 }
 
@@ -81,7 +82,7 @@ static void reply_session(struct rpc_call *call, struct session *s)
         r.buffers = bp;
         r.leases = lp;
         r.linger_ns = s->linger_ns;
-        rpc_reply(call, &r.base);
+        trail_reply(s->owner, call, &r.base);
     }
     free(bv);
     free(bp);
@@ -95,7 +96,7 @@ static void on_open(struct rpc_call *call, const ProtobufCMessage *msg, void *ar
     struct session *s;
     struct err e;
     if (session_attach(room(arg), call, rq->ticket.data, rq->ticket.len, rq->linger_ns, &s, &e) < 0)
-        rpc_fail(call, &e);
+        trail_fail(arg, call, &e);
     else
         reply_session(call, s);
 }
@@ -107,7 +108,7 @@ static void on_renew(struct rpc_call *call, const ProtobufCMessage *msg, void *a
     struct err e;
     (void)arg;
     if (session_of(call, &s, &e) < 0 || session_renew(s, call, rq->ticket.data, rq->ticket.len, &e) < 0)
-        rpc_fail(call, &e);
+        trail_fail(arg, call, &e);
     else
         reply_session(call, s);
 }
@@ -119,7 +120,7 @@ static void on_session(struct rpc_call *call, const ProtobufCMessage *msg, void 
     (void)msg;
     (void)arg;
     if (session_of(call, &s, &e) < 0)
-        rpc_fail(call, &e);
+        trail_fail(arg, call, &e);
     else
         reply_session(call, s);
 }
@@ -155,7 +156,7 @@ static void on_close(struct rpc_call *call, const ProtobufCMessage *msg, void *a
     (void)msg;
     (void)arg;
     if (session_of(call, &s, &e) < 0) {
-        rpc_fail(call, &e);
+        trail_fail(arg, call, &e);
         return;
     }
     struct closing *c = calloc(1, sizeof *c);
@@ -198,7 +199,7 @@ static void fill_device(struct session *s, const struct pool_device *d, char id[
 
 static void on_list(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)
 {
-    struct session *s = call_allowed(call, PERM_DEVICE_LIST, NULL);
+    struct session *s = call_allowed(arg, call, PERM_DEVICE_LIST, NULL);
     (void)msg;
     if (!s)
         return;
@@ -220,7 +221,7 @@ static void on_list(struct rpc_call *call, const ProtobufCMessage *msg, void *ar
         r.devices = p;
         event_meta_u64(&m, "count", r.n_devices);
         session_audit(s, EV_DEVICE_LIST, EVENT_SUCCESS, NULL, &m, NULL);
-        rpc_reply(call, &r.base);
+        trail_reply(arg, call, &r.base);
     }
     free(v);
     free(p);
@@ -230,49 +231,49 @@ static void on_list(struct rpc_call *call, const ProtobufCMessage *msg, void *ar
 static void on_info(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)
 {
     const char *device = ((const Strata__V1__DeviceInfoRequest *)msg)->device;
-    struct session *s = call_allowed(call, PERM_DEVICE_INFO, device);
+    struct session *s = call_allowed(arg, call, PERM_DEVICE_INFO, device);
     Strata__V1__Device r;
     char id[96];
     if (!s)
         return;
     fill_device(s, session_device(room(arg), device), id, &r);
     session_audit(s, EV_DEVICE_INFO, EVENT_SUCCESS, device, NULL, NULL);
-    rpc_reply(call, &r.base);
+    trail_reply(arg, call, &r.base);
 }
 
-static void reply_lease(struct rpc_call *call, int rc, const struct err *e, const char *device,
-                        bool exclusive)
+static void reply_lease(struct sessions *ss, struct rpc_call *call, int rc, const struct err *e,
+                        const char *device, bool exclusive)
 {
     Strata__V1__Lease r = STRATA__V1__LEASE__INIT;
     r.device = (char *)device;
     r.exclusive = exclusive;
     if (rc < 0)
-        rpc_fail(call, e);
+        trail_fail(ss, call, e);
     else
-        rpc_reply(call, &r.base);
+        trail_reply(ss, call, &r.base);
 }
 
 static void on_lease(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)
 {
     const Strata__V1__LeaseRequest *rq = (const Strata__V1__LeaseRequest *)msg;
-    struct session *s = call_allowed(call, PERM_DEVICE_ALLOCATE, rq->device);
+    struct session *s = call_allowed(arg, call, PERM_DEVICE_ALLOCATE, rq->device);
     struct err e;
     (void)arg;
     if (s)
-        reply_lease(call, lease_take(s, rq->device, rq->exclusive, &e), &e, rq->device, rq->exclusive);
+        reply_lease(arg, call, lease_take(s, rq->device, rq->exclusive, &e), &e, rq->device, rq->exclusive);
 }
 
 static void on_release(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)
 {
     const char *device = ((const Strata__V1__ReleaseLeaseRequest *)msg)->device;
-    struct session *s = call_allowed(call, PERM_DEVICE_ALLOCATE, device);
+    struct session *s = call_allowed(arg, call, PERM_DEVICE_ALLOCATE, device);
     struct err e;
     bool exclusive = false;
     (void)arg;
     if (!s)
         return;
     int rc = lease_drop(s, device, &exclusive, &e);
-    reply_lease(call, rc, &e, device, exclusive);
+    reply_lease(arg, call, rc, &e, device, exclusive);
 }
 
 /* ---- Memory ---- */
@@ -280,7 +281,7 @@ static void on_release(struct rpc_call *call, const ProtobufCMessage *msg, void 
 static void on_allocate(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)
 {
     const Strata__V1__AllocateRequest *rq = (const Strata__V1__AllocateRequest *)msg;
-    struct session *s = call_allowed(call, PERM_MEMORY_ALLOCATE, rq->device);
+    struct session *s = call_allowed(arg, call, PERM_MEMORY_ALLOCATE, rq->device);
     (void)arg;
     if (s)
         buffer_allocate(s, call, rq->device, rq->bytes);
@@ -289,8 +290,8 @@ static void on_allocate(struct rpc_call *call, const ProtobufCMessage *msg, void
 static void on_deallocate(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)
 {
     struct buffer *b;
-    struct session *s =
-        allowed_on(call, PERM_MEMORY_DEALLOCATE, &((const Strata__V1__DeallocateRequest *)msg)->handle, &b);
+    struct session *s = allowed_on(arg, call, PERM_MEMORY_DEALLOCATE,
+                                   &((const Strata__V1__DeallocateRequest *)msg)->handle, &b);
     (void)arg;
     if (s)
         buffer_deallocate(s, call, b);
@@ -300,7 +301,7 @@ static void on_copy_to(struct rpc_call *call, const ProtobufCMessage *msg, void 
 {
     const Strata__V1__CopyToRequest *rq = (const Strata__V1__CopyToRequest *)msg;
     struct buffer *b;
-    struct session *s = allowed_on(call, PERM_MEMORY_COPY_TO_DEVICE, &rq->handle, &b);
+    struct session *s = allowed_on(arg, call, PERM_MEMORY_COPY_TO_DEVICE, &rq->handle, &b);
     (void)arg;
     if (s)
         copy_in(s, call, b, rq);
@@ -310,7 +311,7 @@ static void on_copy_from(struct rpc_call *call, const ProtobufCMessage *msg, voi
 {
     const Strata__V1__CopyFromRequest *rq = (const Strata__V1__CopyFromRequest *)msg;
     struct buffer *b;
-    struct session *s = allowed_on(call, PERM_MEMORY_COPY_FROM_DEVICE, &rq->handle, &b);
+    struct session *s = allowed_on(arg, call, PERM_MEMORY_COPY_FROM_DEVICE, &rq->handle, &b);
     (void)arg;
     if (s)
         copy_out(s, call, b, rq->offset, rq->bytes, EV_MEMORY_COPY_FROM_DEVICE);
@@ -320,7 +321,7 @@ static void on_copy_between(struct rpc_call *call, const ProtobufCMessage *msg, 
 {
     const Strata__V1__CopyBetweenRequest *rq = (const Strata__V1__CopyBetweenRequest *)msg;
     struct buffer *to, *from;
-    struct session *s = allowed_on(call, PERM_MEMORY_COPY_DEVICE_TO_DEVICE, &rq->to, &to);
+    struct session *s = allowed_on(arg, call, PERM_MEMORY_COPY_DEVICE_TO_DEVICE, &rq->to, &to);
     struct err e;
     (void)arg;
     if (!s)
@@ -331,7 +332,7 @@ static void on_copy_between(struct rpc_call *call, const ProtobufCMessage *msg, 
         copy_pull(s, call, to, rq);
     else if (buffer_find(s, &rq->from, "memory:copy_device_to_device", &from, &e) < 0 ||
              session_may(s, PERM_MEMORY_COPY_DEVICE_TO_DEVICE, from->device, &e) < 0)
-        rpc_fail(call, &e);
+        trail_fail(arg, call, &e);
     else
         copy_between(s, call, to, rq->to_offset, from, rq->from_offset, rq->bytes);
 }
@@ -340,19 +341,19 @@ static void on_offer(struct rpc_call *call, const ProtobufCMessage *msg, void *a
 {
     const Strata__V1__OfferRequest *rq = (const Strata__V1__OfferRequest *)msg;
     struct buffer *b;
-    struct session *s = allowed_on(call, PERM_MEMORY_COPY_DEVICE_TO_DEVICE, &rq->handle, &b);
+    struct session *s = allowed_on(arg, call, PERM_MEMORY_COPY_DEVICE_TO_DEVICE, &rq->handle, &b);
     Strata__V1__OfferReply r = STRATA__V1__OFFER_REPLY__INIT;
     struct offer *o;
     struct err e;
     if (!s)
         return;
     if (offer_make(s, b, rq, &o, &e) < 0) {
-        rpc_fail(call, &e);
+        trail_fail(arg, call, &e);
         return;
     }
     r.offer = (ProtobufCBinaryData){OFFER_LEN, o->token};
     r.expires_us = clock_wall_us(room(arg)->cfg.clock) + (int64_t)(OFFER_NS / 1000);
-    rpc_reply(call, &r.base);
+    trail_reply(arg, call, &r.base);
 }
 
 static void on_pull(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)

@@ -92,7 +92,7 @@ static void succeed(struct sink *k, const uint8_t *device_sha)
         r.device_sha256 = (ProtobufCBinaryData){32, (uint8_t *)device_sha};
     work_tell_copy(&k->w, k->b->device, k->total, EVENT_SUCCESS, NULL);
     if (k->w.call)
-        rpc_reply(k->w.call, &r.base);
+        trail_reply(k->w.s->owner, k->w.call, &r.base);
     k->w.call = NULL;
     stop(&k->w);
 }
@@ -327,7 +327,7 @@ void copy_in(struct session *s, struct rpc_call *call, struct buffer *b, const S
     struct sink *k;
     struct err e;
     if (begin(&k, s, call, b, EV_MEMORY_COPY_TO_DEVICE, rq->offset, rq->bytes, &e) < 0) {
-        rpc_fail(call, &e);
+        trail_fail(s->owner, call, &e);
         return;
     }
     k->verify = !rq->unverified;
@@ -342,7 +342,7 @@ void copy_pull(struct session *s, struct rpc_call *call, struct buffer *b,
     Strata__V1__PullRequest pull = STRATA__V1__PULL_REQUEST__INIT;
     uint64_t now = clock_ns(s->owner->cfg.clock), due = rpc_deadline_ns(call);
     if (begin(&k, s, call, b, EV_MEMORY_COPY_DEVICE_TO_DEVICE, rq->to_offset, rq->bytes, &e) < 0) {
-        rpc_fail(call, &e);
+        trail_fail(s->owner, call, &e);
         return;
     }
     pull.offer = rq->offer;

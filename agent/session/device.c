@@ -1,4 +1,4 @@
-/* What is asked of a whole device: its memory as the worker sees it, waiting for it, sensors, kernels. */
+/* What is asked of a whole device: its memory as the worker sees it, waiting for it, sensors. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -39,9 +39,9 @@ static void end(struct asking *a, const ProtobufCMessage *reply, const struct er
         session_audit(a->w.s, a->w.type, reply ? EVENT_SUCCESS : EVENT_FAILURE, a->device, NULL,
                       reply ? NULL : e->text);
         if (reply)
-            rpc_reply(a->w.call, reply);
+            trail_reply(a->w.s->owner, a->w.call, reply);
         else
-            rpc_fail(a->w.call, e);
+            trail_fail(a->w.s->owner, a->w.call, e);
         a->w.call = NULL;
     }
     work_end(&a->w);
@@ -83,7 +83,7 @@ static void device_synchronize(struct session *s, struct rpc_call *call, const c
     struct asking *a;
     struct err e;
     if (begin(&a, s, call, device, EV_COMPUTE_SYNCHRONIZE, &e) < 0)
-        rpc_fail(call, &e);
+        trail_fail(s->owner, call, &e);
     else if (tenant_sync(s->tenant, device, synchronized_, a, &e) < 0)
         end(a, NULL, &e);
 }
@@ -115,115 +115,18 @@ static void device_monitor(struct session *s, struct rpc_call *call, const char 
     struct asking *a;
     struct err e;
     if (begin(&a, s, call, device, type, &e) < 0)
-        rpc_fail(call, &e);
+        trail_fail(s->owner, call, &e);
     else if ((type == EV_MONITOR_MEMORY ? tenant_usage(s->tenant, device, usage_known, a, &e)
                                         : tenant_monitor(s->tenant, device, reading_known, a, &e)) < 0)
         end(a, NULL, &e);
 }
 
-/* ---- kernels ---- */
-
-struct running {
-    struct work w;
-    char device[32], kernel[GPU_KERNEL_NAME];
-    struct buffer *buffer[GPU_MAX_SPANS];
-    unsigned n;
-};
-
-static void executed(void *arg, int rc, const struct err *e, uint64_t value)
-{
-    struct running *r = arg;
-    struct event_meta m = {0};
-    for (unsigned i = 0; i < r->n; i++)
-        r->buffer[i]->busy--;
-    event_meta_str(&m, "kernel", r->kernel);
-    event_meta_u64(&m, "us", work_us(&r->w));
-    session_audit(r->w.s, EV_COMPUTE_EXECUTE, rc < 0 ? EVENT_FAILURE : EVENT_SUCCESS, r->device, &m,
-                  rc < 0 ? e->text : NULL);
-    if (rc < 0) {
-        work_fail(&r->w, rc, e);
-    } else if (r->w.call) {
-        Strata__V1__ExecuteReply m2 = STRATA__V1__EXECUTE_REPLY__INIT;
-        m2.value = value;
-        rpc_reply(r->w.call, &m2.base);
-        r->w.call = NULL;
-    }
-    work_end(&r->w);
-    free(r);
-}
-
-/* Handles to buffers; each must be this session's, on that device, and the span inside it. */
-static int spans_of(struct session *s, const Strata__V1__ExecuteRequest *rq, struct gpu_exec *x,
-                    struct running *r, struct err *e)
-{
-    if (rq->code.len || rq->n_groups)
-        return err_reason(e, ST_EDENIED, "USER_KERNELS_OFF",
-                          "node %s does not run kernels of one's own: use a built-in one",
-                          s->owner->cfg.node);
-    if (rq->n_spans > GPU_MAX_SPANS || rq->n_scalars > GPU_MAX_SCALARS)
-        return err_reason(e, ST_EINVAL, "TOO_MANY_ARGUMENTS",
-                          "a kernel takes at most %d spans and %d scalars", GPU_MAX_SPANS, GPU_MAX_SCALARS);
-    if (!rq->n_spans)
-        return err_reason(e, ST_EINVAL, "NO_SPANS", "a kernel works on at least one span of a buffer");
-    if (!str_copy(x->kernel, sizeof x->kernel, rq->kernel))
-        return err_reason(e, ST_ENOENT, "NO_KERNEL", "there is no kernel '%.40s'", rq->kernel);
-    for (size_t i = 0; i < rq->n_spans; i++) {
-        const Strata__V1__Span *p = rq->spans[i];
-        struct buffer *b;
-        int rc = buffer_find(s, &p->handle, "compute:execute", &b, e);
-        if (rc < 0 || (rc = buffer_range(b, p->offset, p->bytes, e)) < 0)
-            return rc;
-        if (strcmp(b->device, rq->device) != 0)
-            return err_reason(e, ST_EINVAL, "OTHER_DEVICE", "span %zu lies on device %s, not on %s", i,
-                              b->device, rq->device);
-        x->span[x->spans++] = (struct gpu_span){b->memory, p->offset, p->bytes};
-        r->buffer[r->n++] = b;
-    }
-    for (size_t i = 0; i < rq->n_scalars; i++)
-        x->scalar[x->scalars++] = rq->scalars[i];
-    return ST_OK;
-}
-
-static void device_execute(struct session *s, struct rpc_call *call, const Strata__V1__ExecuteRequest *rq)
-{
-    struct gpu_exec x = {0};
-    struct err e;
-    struct running *r = calloc(1, sizeof *r);
-    int rc = r ? spans_of(s, rq, &x, r, &e) : err_set(&e, ST_ENOMEM, "no memory for the call");
-    if (rc == ST_OK)
-        rc = work_begin(s, &r->w, call, EV_COMPUTE_EXECUTE, false, &e);
-    if (rc < 0) {
-        if (rc == ST_EDENIED)
-            session_refused(s, "compute:execute", rq->device, &e, "compute:execute");
-        free(r);
-        rpc_fail(call, &e);
-        return;
-    }
-    r->w.stop = stop_nothing;
-    str_copy(r->device, sizeof r->device, rq->device);
-    str_copy(r->kernel, sizeof r->kernel, x.kernel);
-    for (unsigned i = 0; i < r->n; i++)
-        r->buffer[i]->busy++;
-    rc = tenant_exec(s->tenant, &x, executed, r, &e);
-    if (rc < 0)
-        executed(r, rc, &e, 0);
-}
-
 /* ---- the services ---- */
-
-static void on_execute(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)
-{
-    const Strata__V1__ExecuteRequest *rq = (const Strata__V1__ExecuteRequest *)msg;
-    struct session *s = call_allowed(call, PERM_COMPUTE_EXECUTE, rq->device);
-    (void)arg;
-    if (s)
-        device_execute(s, call, rq);
-}
 
 static void on_synchronize(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)
 {
     const char *device = ((const Strata__V1__SynchronizeRequest *)msg)->device;
-    struct session *s = call_allowed(call, PERM_COMPUTE_SYNCHRONIZE, device);
+    struct session *s = call_allowed(arg, call, PERM_COMPUTE_SYNCHRONIZE, device);
     (void)arg;
     if (s)
         device_synchronize(s, call, device);
@@ -231,10 +134,11 @@ static void on_synchronize(struct rpc_call *call, const ProtobufCMessage *msg, v
 
 /* ---- Monitor ---- */
 
-static void monitor(struct rpc_call *call, const ProtobufCMessage *msg, enum permission p, int type)
+static void monitor(struct sessions *ss, struct rpc_call *call, const ProtobufCMessage *msg,
+                    enum permission p, int type)
 {
     const char *device = ((const Strata__V1__MonitorRequest *)msg)->device;
-    struct session *s = call_allowed(call, p, device);
+    struct session *s = call_allowed(ss, call, p, device);
     if (s)
         device_monitor(s, call, device, type);
 }
@@ -242,25 +146,25 @@ static void monitor(struct rpc_call *call, const ProtobufCMessage *msg, enum per
 static void on_monitor_memory(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)
 {
     (void)arg;
-    monitor(call, msg, PERM_MONITOR_MEMORY, EV_MONITOR_MEMORY);
+    monitor(arg, call, msg, PERM_MONITOR_MEMORY, EV_MONITOR_MEMORY);
 }
 
 static void on_monitor_temperature(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)
 {
     (void)arg;
-    monitor(call, msg, PERM_MONITOR_TEMPERATURE, EV_MONITOR_TEMPERATURE);
+    monitor(arg, call, msg, PERM_MONITOR_TEMPERATURE, EV_MONITOR_TEMPERATURE);
 }
 
 static void on_monitor_power(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)
 {
     (void)arg;
-    monitor(call, msg, PERM_MONITOR_POWER, EV_MONITOR_POWER);
+    monitor(arg, call, msg, PERM_MONITOR_POWER, EV_MONITOR_POWER);
 }
 
 static void on_monitor_clock(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)
 {
     (void)arg;
-    monitor(call, msg, PERM_MONITOR_CLOCK, EV_MONITOR_CLOCK);
+    monitor(arg, call, msg, PERM_MONITOR_CLOCK, EV_MONITOR_CLOCK);
 }
 
 static const struct rpc_method device_methods[] = {

@@ -202,5 +202,5 @@ refused:
     for (unsigned i = 0; r && i < PIECES; i++)
         free(r->piece[i].p);
     free(r);
-    rpc_fail(call, &e);
+    trail_fail(s->owner, call, &e);
 }

@@ -20,73 +20,6 @@ static int64_t wall_us(const struct sessions *ss)
     return clock_wall_us(ss->cfg.clock);
 }
 
-/* ---- audit ---- */
-
-void session_audit(struct session *s, int type, int result, const char *device, struct event_meta *meta,
-                   const char *error)
-{
-    char full[TICKET_NODE_MAX + 40];
-    struct audit_event e = event_make(type, result, wall_us(s->owner));
-    if (device) {
-        snprintf(full, sizeof full, "%s/%.31s", s->owner->cfg.node, device);
-        e.device = full;
-    }
-    e.principal = s->ticket.grant.principal;
-    e.node = s->owner->cfg.node;
-    e.session = s->name;
-    e.error = error;
-    e.meta = meta ? event_meta_text(meta) : NULL;
-    s->owner->cfg.audit(&e, s->owner->cfg.arg);
-    if (meta)
-        event_meta_fini(meta);
-}
-
-/* A client that is refused over and over fills neither the log nor the audit trail: what is held back is
- * counted in the next row. */
-void session_refused(struct session *s, const char *operation, const char *device, const struct err *e,
-                     const char *permission)
-{
-    unsigned held;
-    if (!log_limited(&s->refusals, now_ns(s->owner), 20, &held))
-        return;
-    struct event_meta m = {0};
-    event_meta_str(&m, "reason", e->reason);
-    if (permission)
-        event_meta_str(&m, "permission", permission);
-    event_meta_str(&m, "operation", operation);
-    event_meta_u64(&m, "generation", s->ticket.grant.generation);
-    if (held)
-        event_meta_u64(&m, "suppressed", held);
-    session_audit(s, EV_SECURITY_ACCESS_DENIED, EVENT_DENIED, device, &m, e->text);
-}
-
-static void ticket_refused(struct sessions *ss, struct rpc_call *call, const uint8_t *p, size_t n,
-                           const struct err *e)
-{
-    unsigned held;
-    struct ticket t;
-    char hex[2 * TICKET_SERIAL_LEN + 1] = "";
-    if (!log_limited(&ss->refused, now_ns(ss), 20, &held))
-        return;
-    LOG_W(ss->cfg.log, "session", "ticket refused peer=%s reason=%s why=\"%s\" suppressed=%u",
-          rpc_peer(call)->principal, e->reason, e->text, held);
-    struct event_meta m = {0};
-    struct audit_event ev = event_make(EV_SECURITY_TICKET_REFUSED, EVENT_DENIED, wall_us(ss));
-    event_meta_str(&m, "reason", e->reason);
-    if (ticket_decode(p, n, &t, NULL) == ST_OK) {
-        hex_encode(hex, t.serial, sizeof t.serial);
-        event_meta_str(&m, "ticket", hex);
-    }
-    if (held)
-        event_meta_u64(&m, "suppressed", held);
-    ev.principal = rpc_peer(call)->principal;
-    ev.node = ss->cfg.node;
-    ev.error = e->text;
-    ev.meta = event_meta_text(&m);
-    ss->cfg.audit(&ev, ss->cfg.arg);
-    event_meta_fini(&m);
-}
-
 /* ---- what ended ---- */
 
 static void gone_drop(struct sessions *ss, struct gone *g)
@@ -226,20 +159,23 @@ static void session_free(struct session *s)
 static void finish(struct session *s)
 {
     struct sessions *ss = s->owner;
-    struct event_meta m = {0};
     *s->prev = s->next;
     if (s->next)
         s->next->prev = s->prev;
     ss->n--;
     LOG_I(ss->cfg.log, "session", "ended session=%s principal=%s reason=%s", s->name,
           s->ticket.grant.principal, s->reason);
-    event_meta_str(&m, "reason", s->reason);
-    session_audit(s, EV_SECURITY_SESSION_CLOSED, EVENT_SUCCESS, NULL, &m, NULL);
-    gone_put(ss, s->name, s->reason, s->ticket.expires_us, true);
+    gone_put(ss, s->name, s->reason, s->ticket.expires_us, false);
+    trail_closed(s);
     if (s->tenant)
         tenant_unuse(s->tenant);
-    session_changed(ss, true);
     session_free(s);
+}
+
+void session_over(struct sessions *ss, const char *name, const char *reason, int64_t expires_us)
+{
+    gone_put(ss, name, reason, expires_us, true);
+    session_changed(ss, true);
 }
 
 static void on_later(evutil_socket_t fd, short what, void *arg)
@@ -312,14 +248,21 @@ int session_end_tell(struct session *s, const char *reason, sessions_ended_fn fn
     return ST_OK;
 }
 
-/* A worker that is still busy for a session that must end now is killed, unless somebody else's memory is in
- * it: then the worker's own deadline decides. */
+/* Who ended it can wait until the worker is through; a right that was taken away cannot. */
+static bool by_choice(const struct session *s)
+{
+    return strcmp(s->reason, "CLOSED") == 0 || strcmp(s->reason, "DISCONNECTED") == 0;
+}
+
+/* A worker that is still busy for a session that must end now is killed, also when other memory of the
+ * principal is in it: nothing runs on under a right that is gone. A session that ended by its owner's choice
+ * waits for the worker's own deadline rather than take that memory with it. */
 static void let_go(struct session *s)
 {
     unsigned ours = 0;
     for (const struct session *o = s->owner->head; o; o = o->next)
         ours += o->tenant == s->tenant && o->ending;
-    if (s->tenant && tenant_uses(s->tenant) == ours) {
+    if (s->tenant && (!by_choice(s) || tenant_uses(s->tenant) == ours)) {
         LOG_W(s->owner->cfg.log, "session", "worker killed session=%s principal=%s: it did not let go",
               s->name, s->ticket.grant.principal);
         tenant_kill(s->tenant);
@@ -449,12 +392,15 @@ int session_attach(struct sessions *ss, struct rpc_call *call, const uint8_t *ti
 {
     struct ticket t;
     char name[SESSION_NAME_MAX + 1];
-    int rc = check_ticket(ss, call, ticket, n, &t, name, e);
+    int rc = trail_room(ss, e);
+    if (rc < 0)
+        return rc;
+    rc = check_ticket(ss, call, ticket, n, &t, name, e);
     if (rc == ST_OK && rpc_session_user(rpc_call_session(call)))
         rc = err_reason(e, ST_ECONFLICT, "ALREADY_OPEN",
                         "this connection acts for a session already: use another connection");
     if (rc < 0) {
-        ticket_refused(ss, call, ticket, n, e);
+        trail_ticket_refused(ss, call, ticket, n, e);
         return rc;
     }
     struct session *s = find(ss, name);
@@ -490,7 +436,7 @@ int session_renew(struct session *s, struct rpc_call *call, const uint8_t *ticke
     if (rc == ST_OK && t.issued_us < s->ticket.issued_us)
         rc = err_reason(e, ST_ECONFLICT, "TICKET_OLDER", "session %s has a newer ticket already", s->name);
     if (rc < 0) {
-        ticket_refused(s->owner, call, ticket, n, e);
+        trail_ticket_refused(s->owner, call, ticket, n, e);
         return rc;
     }
     s->ticket = t;
@@ -546,7 +492,7 @@ int session_may(struct session *s, enum permission p, const char *device, struct
     if (device && !session_device(s->owner, device))
         return err_reason(e, ST_ENOENT, "NO_DEVICE", "node %s has no device %.40s", s->owner->cfg.node,
                           device);
-    return ST_OK;
+    return trail_room(s->owner, e);
 }
 
 int session_worker(struct session *s, struct err *e)
@@ -608,7 +554,7 @@ void work_fail(struct work *w, int rc, const struct err *e)
     told.code = rc;
     w->call = NULL;
     if (call)
-        rpc_fail(call, &told);
+        trail_fail(w->s->owner, call, &told);
 }
 
 void work_tell_copy(const struct work *w, const char *device, uint64_t bytes, int result, const char *error)

@@ -12,6 +12,10 @@
  * ticket is enforced here alone: `used` counts a buffer from before it is allocated until its memory is free
  * again.
  *
+ * Every operation, refusal, beginning and end is a row of the node's audit spool. Those of the must class are
+ * on disk before the caller has the answer, and before an end is reported; when the spool has no room, what
+ * would need a row is refused.
+ *
  * Loop thread only; nothing completes inside the call that asked.
  */
 #ifndef STRATA_SESSION_SESSION_H
@@ -19,6 +23,7 @@
 
 #include "agent/layers/peers.h"
 #include "agent/pool/pool.h"
+#include "agent/spool/spool.h"
 #include "common/event/event.h"
 #include "common/rpc/rpc.h"
 #include "common/ticket/ticket.h"
@@ -27,6 +32,12 @@
 
 struct sessions;
 
+struct sessions_own { /* kernels of one's own */
+    bool allow;
+    uint32_t max_bytes;   /* of the code; at most KERNEL_MAX_BYTES */
+    uint64_t deadline_ns; /* of one call */
+};
+
 struct sessions_cfg {
     struct event_base *base;
     const struct clock *clock;
@@ -34,21 +45,22 @@ struct sessions_cfg {
     const struct log *log;
     struct pool *pool;
     struct peers *peers;
+    struct spool *spool; /* of audit rows; its completions run on this loop */
     const char *node;
     const struct pool_device *(*devices)(size_t *n, void *arg); /* of this node, as they were found */
-    uint64_t (*layer_bytes)(const char *device, void *arg);     /* taken by layers of jobs */
+    struct sessions_own own;
+    uint64_t (*layer_bytes)(const char *device, void *arg); /* taken by layers of jobs */
     /* Something to report: a beginning or an end when urgent, else used bytes. Never inline; many changes may
      * be told once. */
     void (*on_change)(bool urgent, void *arg);
-    /* An operation, a refusal, a beginning or an end, for the audit trail. Borrowed for the call. */
-    void (*audit)(const struct audit_event *e, void *arg);
     void *arg;
 };
 
 int sessions_new(struct sessions **out, const struct sessions_cfg *cfg, struct err *e) ST_CHECK;
 /* Ends every session with AGENT_STOPPED. Their memory goes with the workers. */
 void sessions_close(struct sessions *ss);
-void sessions_free(struct sessions *ss); /* after endpoints and pool are freed; NULL is fine */
+/* After endpoints and pool are freed and the spool is closed and its port drained; NULL is fine. */
+void sessions_free(struct sessions *ss);
 
 /* The services of devices.proto, to be served on the listener beside others. */
 int sessions_table(struct rpc_table **out, struct sessions *ss, struct err *e) ST_CHECK;

@@ -103,6 +103,7 @@ struct session {
     uint64_t kill_ns;
     struct waiter *waiters;
     struct log_limit refusals;
+    unsigned held_back; /* refusals without a row, since the last one with */
 };
 
 struct gone { /* a session that ended, or was revoked before it began */
@@ -129,7 +130,8 @@ struct sessions {
     bool have_before;
     uint8_t before[TICKET_PUB_LEN]; /* the key that pub replaced */
     int64_t floor_us; /* tickets issued before are refused: more ended sessions than could be remembered */
-    struct log_limit refused;
+    struct log_limit refused, lost;
+    bool owing, unrecorded; /* trail.c: of rows since the last answer */
 };
 
 /* ---- session.c ---- */
@@ -150,11 +152,8 @@ int session_worker(struct session *s, struct err *e) ST_CHECK; /* s->tenant is t
 void session_changed(struct sessions *ss, bool urgent);
 const struct pool_device *session_device(const struct sessions *ss, const char *id);
 
-/* An audit row about the session. device, meta, error may be NULL. */
-void session_audit(struct session *s, int type, int result, const char *device, struct event_meta *meta,
-                   const char *error);
-void session_refused(struct session *s, const char *operation, const char *device, const struct err *e,
-                     const char *permission);
+/* Its end is recorded: to be reported to the coordinator. */
+void session_over(struct sessions *ss, const char *name, const char *reason, int64_t expires_us);
 
 int work_begin(struct session *s, struct work *w, struct rpc_call *call, int type, bool copy,
                struct err *e) ST_CHECK;
@@ -166,11 +165,33 @@ void work_fail(struct work *w, int rc, const struct err *e);
 void work_tell_copy(const struct work *w, const char *device, uint64_t bytes, int result, const char *error);
 uint64_t work_us(const struct work *w);
 
+/* ---- trail.c ---- */
+
+/* Is there room for what an operation will have to record? SPOOL_FULL. */
+int trail_room(const struct sessions *ss, struct err *e) ST_CHECK;
+/* An audit row about the session. device, meta, error may be NULL. */
+void session_audit(struct session *s, int type, int result, const char *device, struct event_meta *meta,
+                   const char *error);
+void session_refused(struct session *s, const char *operation, const char *device, const struct err *e,
+                     const char *permission);
+void trail_ticket_refused(struct sessions *ss, struct rpc_call *call, const uint8_t *p, size_t n,
+                          const struct err *e);
+/* The only ways in which calls of this room end, bulk apart: at once, or when the must-class rows that were
+ * emitted for it in this turn are on disk. The call may be NULL; it is not the caller's any more. */
+void trail_reply(struct sessions *ss, struct rpc_call *call, const ProtobufCMessage *reply);
+/* The same; the buffer is given back when its row cannot be written. */
+void trail_reply_buffer(struct sessions *ss, struct rpc_call *call, const ProtobufCMessage *reply,
+                        const uint8_t handle[HANDLE_LEN]);
+void trail_fail(struct sessions *ss, struct rpc_call *call, const struct err *e);
+/* The row of an end, then session_over() and the waiters, which it takes. */
+void trail_closed(struct session *s);
+
 /* ---- calls.c ---- */
 
 /* The call's session, if it may do this there (device NULL = nowhere in particular); else the call is
  * answered and NULL. */
-struct session *call_allowed(struct rpc_call *call, enum permission p, const char *device);
+struct session *call_allowed(struct sessions *ss, struct rpc_call *call, enum permission p,
+                             const char *device);
 
 /* ---- buffer.c ---- */
 
@@ -201,6 +222,10 @@ int offer_make(struct session *s, struct buffer *b, const Strata__V1__OfferReque
                struct err *e) ST_CHECK;
 struct offer *offer_take(struct sessions *ss, const ProtobufCBinaryData *token, const char *node);
 void offers_drop(struct session *s, const struct buffer *b); /* b NULL = all */
+
+/* ---- kernel.c ---- */
+
+void on_execute(struct rpc_call *call, const ProtobufCMessage *msg, void *arg);
 
 /* ---- device.c ---- */
 

@@ -24,6 +24,7 @@ struct pending {
     spool_done_fn done; /* NULL: nobody waits */
     void *arg;
     struct err err;
+    size_t cost; /* in the file; 0 = a barrier */
     size_t len;
     uint8_t event[];
 };
@@ -100,8 +101,12 @@ static int write_group(struct spool *s, const struct pending *list, struct err *
     int rc = ST_OK;
     memcpy(hash, s->file.hash, sizeof hash);
     for (const struct pending *p = list; p && rc == ST_OK; p = p->next)
-        rc = record_append(&b, hash, ++seq, p->event, p->len);
-    rc = rc < 0 ? err_set(e, rc, "no memory for the audit spool") : file_append(&s->file, b.data, b.len, e);
+        if (p->cost)
+            rc = record_append(&b, hash, ++seq, p->event, p->len);
+    if (rc < 0)
+        rc = err_set(e, rc, "no memory for the audit spool");
+    else if (b.len)
+        rc = file_append(&s->file, b.data, b.len, e);
     if (rc == ST_OK) {
         memcpy(s->file.hash, hash, sizeof hash);
         s->file.last = seq;
@@ -123,7 +128,7 @@ static void settle(struct spool *s, struct pending *list, int rc, const struct e
             back_tail = &p->next;
             continue;
         }
-        s->queued_bytes -= SPOOL_RECORD_HEAD + p->len;
+        s->queued_bytes -= p->cost;
         if (p->done) {
             p->err = rc < 0 ? *e : (struct err){.code = ST_OK};
             port_post(s->cfg.port, &p->item);
@@ -230,6 +235,15 @@ bool spool_room(const struct spool *s)
     return room;
 }
 
+/* Called with the lock. */
+static void push(struct spool *s, struct pending *p)
+{
+    *s->tail = p;
+    s->tail = &p->next;
+    s->queued_bytes += p->cost;
+    pthread_cond_signal(&s->wake);
+}
+
 int spool_emit(struct spool *s, const struct audit_event *ev, spool_done_fn done, void *arg, struct err *e)
 {
     uint8_t enc[EVENT_ENCODED_MAX];
@@ -240,11 +254,14 @@ int spool_emit(struct spool *s, const struct audit_event *ev, spool_done_fn done
     struct pending *p = malloc(sizeof *p + n);
     if (!p)
         return err_set(e, ST_ENOMEM, "no memory for an audit event");
-    *p = (struct pending){.item = {.run = completed}, .done = done, .arg = arg, .len = n};
-    memcpy(p->event, enc, n);
     uint64_t need = SPOOL_RECORD_HEAD + n;
+    *p = (struct pending){.item = {.run = completed}, .done = done, .arg = arg, .cost = need, .len = n};
+    memcpy(p->event, enc, n);
     pthread_mutex_lock(&s->lock);
-    uint64_t limit = event_class(ev) == EVENT_SHED ? s->cfg.max_bytes / 4 * 3 : s->cfg.max_bytes;
+    enum event_class cls = event_class(ev);
+    uint64_t limit = cls == EVENT_SHED   ? s->cfg.max_bytes / 4 * 3
+                     : cls == EVENT_MUST ? s->cfg.max_bytes / 8 * 9
+                                         : s->cfg.max_bytes;
     if (used(s) + need > limit) {
         pthread_mutex_unlock(&s->lock);
         free(p);
@@ -258,10 +275,19 @@ int spool_emit(struct spool *s, const struct audit_event *ev, spool_done_fn done
             "coordinator has not taken it; it works again once the coordinator is reached",
             s->cfg.path);
     }
-    *s->tail = p;
-    s->tail = &p->next;
-    s->queued_bytes += need;
-    pthread_cond_signal(&s->wake);
+    push(s, p);
+    pthread_mutex_unlock(&s->lock);
+    return ST_OK;
+}
+
+int spool_barrier(struct spool *s, spool_done_fn done, void *arg, struct err *e)
+{
+    struct pending *p = malloc(sizeof *p);
+    if (!p)
+        return err_set(e, ST_ENOMEM, "no memory to wait for the audit spool");
+    *p = (struct pending){.item = {.run = completed}, .done = done, .arg = arg};
+    pthread_mutex_lock(&s->lock);
+    push(s, p);
     pthread_mutex_unlock(&s->lock);
     return ST_OK;
 }
@@ -361,10 +387,16 @@ void spool_stats(const struct spool *s, struct spool_stats *out)
 
 static void destroy(struct spool *s)
 {
-    while (s->head) { /* not written: those who wait are not told any more, for the loop ends */
+    while (s->head) { /* not written: the disk failed to the last */
         struct pending *p = s->head;
         s->head = p->next;
-        free(p);
+        if (p->done) {
+            p->err.code = ST_OK;
+            err_set(&p->err, ST_ECLOSED, "the agent stops and the audit spool could not be written");
+            port_post(s->cfg.port, &p->item);
+        } else {
+            free(p);
+        }
     }
     file_close(&s->file);
     pthread_cond_destroy(&s->wake);

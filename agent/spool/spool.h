@@ -40,10 +40,14 @@ typedef void (*spool_done_fn)(void *arg, int rc, const struct err *e);
 /*
  * Adds an event; copies. With `done`: it runs on the port's loop when the record is on disk, or with why it
  * is not; give one for every must-class event. Without: nobody waits, and a shed event is dropped when the
- * spool is nearly full. ST_ERESOURCE with SPOOL_FULL, also as spool_room tells before. Loop thread.
+ * spool is nearly full. Must-class events of operations that began while there was room have a margin of an
+ * eighth. ST_ERESOURCE with SPOOL_FULL, also as spool_room tells before. Loop thread.
  */
 int spool_emit(struct spool *s, const struct audit_event *ev, spool_done_fn done, void *arg,
                struct err *e) ST_CHECK;
+/* done when everything emitted so far is on disk, or with why it is not; rows that nobody waits for are kept
+ * and tried again all the same. ST_ENOMEM. Loop thread. */
+int spool_barrier(struct spool *s, spool_done_fn done, void *arg, struct err *e) ST_CHECK;
 /* Would one more must-class event of usual size be taken? Ask before beginning the operation. Loop thread. */
 bool spool_room(const struct spool *s);
 

@@ -111,7 +111,7 @@ static int copy(struct executor *x, const struct wire_req *r, struct err *e)
 
 static int kernel(struct gpu *g, const struct wire_req *r, uint64_t *value, struct err *e)
 {
-    struct gpu_exec x = r->exec;
+    struct gpu_exec x = r->u.exec;
     for (uint32_t i = 0; i < x.spans && i < GPU_MAX_SPANS; i++) {
         if (WIRE_DEVICE_OF(x.span[i].handle) != r->device)
             return err_set(e, ST_EINVAL, "argument %u of %.*s is a buffer of another device", i,
@@ -119,6 +119,20 @@ static int kernel(struct gpu *g, const struct wire_req *r, uint64_t *value, stru
         x.span[i].handle = WIRE_LOCAL(x.span[i].handle);
     }
     return gpu_exec(g, &x, value, e);
+}
+
+static int own(struct executor *x, struct gpu *g, const struct wire_req *r, struct err *e)
+{
+    struct gpu_program p = r->u.program;
+    uint8_t *code;
+    int rc = slot_check(x, r, &code, e);
+    p.entry[sizeof p.entry - 1] = 0;
+    for (uint32_t i = 0; i < p.spans && i < GPU_OWN_SPANS && rc == ST_OK; i++) {
+        if (WIRE_DEVICE_OF(p.span[i].handle) != r->device)
+            rc = err_set(e, ST_EINVAL, "argument %u of %s is a buffer of another device", i, p.entry);
+        p.span[i].handle = WIRE_LOCAL(p.span[i].handle);
+    }
+    return rc < 0 ? rc : gpu_run(g, &p, code, r->len, e);
 }
 
 static int execute(struct executor *x, struct gpu *g, const struct wire_req *r, struct wire_rep *rep,
@@ -150,6 +164,8 @@ static int execute(struct executor *x, struct gpu *g, const struct wire_req *r, 
         return rc;
     case WIRE_EXEC:
         return kernel(g, r, &rep->value, e);
+    case WIRE_RUN:
+        return own(x, g, r, e);
     case WIRE_SYNC:
         return gpu_sync(g, e);
     case WIRE_STAT:

@@ -25,7 +25,8 @@ enum wire_op {
     WIRE_COPY,
     WIRE_EXEC,
     WIRE_SYNC,
-    WIRE_MONITOR
+    WIRE_MONITOR,
+    WIRE_RUN
 };
 
 /* A handle on the wire is the device's index in the top byte over the device's own handle. */
@@ -39,11 +40,14 @@ struct wire_req {
     uint64_t id;                     /* echoed */
     uint64_t handle;                 /* FREE WRITE READ DIGEST COPY (the destination's) */
     uint64_t offset;                 /* WRITE READ DIGEST COPY */
-    uint64_t len;                    /* ALLOC WRITE READ DIGEST COPY */
+    uint64_t len;                    /* ALLOC WRITE READ DIGEST COPY; RUN: of the code */
     uint64_t src_handle, src_offset; /* COPY */
-    uint32_t device;                 /* ALLOC MEASURE EXEC SYNC MONITOR */
-    uint32_t slot;                   /* WRITE READ */
-    struct gpu_exec exec;            /* EXEC; the handles of its spans are as above */
+    uint32_t device;                 /* ALLOC MEASURE EXEC SYNC MONITOR RUN */
+    uint32_t slot;                   /* WRITE READ; RUN: it holds the code */
+    union {                          /* the handles of spans are as above */
+        struct gpu_exec exec;        /* EXEC */
+        struct gpu_program program;  /* RUN */
+    } u;
 };
 
 enum wire_kind { WIRE_DEVICE = 1, WIRE_READY, WIRE_DONE };

@@ -25,6 +25,7 @@
     (5 * NS_PER_S)  /* a killed process that a driver holds in the kernel is given up after this             \
                      */
 #define RX_BATCH 64 /* answers taken in one turn */
+#define RUN_MAX_NS (60 * NS_PER_S)
 #define NO_SLOT UINT32_MAX
 
 enum state { STARTING, READY, DYING, GONE };
@@ -471,11 +472,29 @@ int worker_exec(struct worker *w, const struct gpu_exec *x, worker_done_fn done,
 {
     if (x->spans == 0 || x->spans > GPU_MAX_SPANS || x->scalars > GPU_MAX_SCALARS)
         return ST_EINVAL;
-    struct wire_req r = {.op = WIRE_EXEC, .device = WIRE_DEVICE_OF(x->span[0].handle), .exec = *x};
+    struct wire_req r = {.op = WIRE_EXEC, .device = WIRE_DEVICE_OF(x->span[0].handle), .u.exec = *x};
     for (uint32_t i = 1; i < x->spans; i++)
         if (WIRE_DEVICE_OF(x->span[i].handle) != r.device)
             return ST_EINVAL;
     return submit(w, &r, NO_SLOT, w->cfg.op_timeout_ns, done, arg);
+}
+
+int worker_run(struct worker *w, const struct gpu_program *p, const struct worker_slot *s, uint32_t len,
+               worker_done_fn done, void *arg)
+{
+    if (p->spans == 0 || p->spans > GPU_OWN_SPANS || p->scalars > GPU_OWN_SCALARS || !len ||
+        p->deadline_ns > RUN_MAX_NS || !slot_valid(w, s, len))
+        return ST_EINVAL;
+    struct wire_req r = {.op = WIRE_RUN,
+                         .device = WIRE_DEVICE_OF(p->span[0].handle),
+                         .len = len,
+                         .slot = s->index,
+                         .u.program = *p};
+    for (uint32_t i = 1; i < p->spans; i++)
+        if (WIRE_DEVICE_OF(p->span[i].handle) != r.device)
+            return ST_EINVAL;
+    /* The driver's compiler needs time too, and it may hang as well as the kernel. */
+    return submit(w, &r, s->index, w->cfg.op_timeout_ns + p->deadline_ns, done, arg);
 }
 
 int worker_stat(struct worker *w, worker_done_fn done, void *arg)

@@ -148,6 +148,11 @@ int worker_copy(struct worker *w, uint64_t dst_handle, uint64_t dst_offset, uint
  * Completes with ST_ENOENT (no such kernel or buffer), ST_EINVAL (arguments, bounds), ST_ELIMIT, ST_ENOTSUP.
  */
 int worker_exec(struct worker *w, const struct gpu_exec *x, worker_done_fn done, void *arg) ST_CHECK;
+/* Runs a kernel of one's own, whose code is the first len bytes of the slot; the slot is taken as
+ * worker_write() takes it. Completes with ST_EINVAL, ST_ENOENT, ST_ENOTSUP or, when the kernel did not end or
+ * faulted, ST_EDEADLINE or ST_EIO: the device is lost to this process then. */
+int worker_run(struct worker *w, const struct gpu_program *p, const struct worker_slot *s, uint32_t len,
+               worker_done_fn done, void *arg) ST_CHECK;
 /* Everything submitted to the device before is complete. */
 int worker_sync(struct worker *w, uint32_t device, worker_done_fn done, void *arg) ST_CHECK;
 /* result.readings: what the device's sensors told last, sampled once a second from the first call on.

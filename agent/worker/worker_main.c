@@ -165,7 +165,8 @@ static void monitor_reply(struct main *m, const struct wire_req *r)
 
 static bool names_device(uint32_t op)
 {
-    return op == WIRE_ALLOC || op == WIRE_MEASURE || op == WIRE_EXEC || op == WIRE_SYNC || op == WIRE_MONITOR;
+    return op == WIRE_ALLOC || op == WIRE_MEASURE || op == WIRE_EXEC || op == WIRE_SYNC ||
+           op == WIRE_MONITOR || op == WIRE_RUN;
 }
 
 /* ST_EPROTO for what no agent sends; a request that is merely wrong is answered. */
@@ -176,7 +177,7 @@ static int dispatch(struct main *m, const struct wire_req *r)
                       : r->op == WIRE_COPY ? WIRE_DEVICE_OF(r->src_handle)
                                            : WIRE_DEVICE_OF(r->handle);
     uint32_t other = r->op == WIRE_COPY ? WIRE_DEVICE_OF(r->handle) : device;
-    if (r->magic != WIRE_REQ_MAGIC || r->op < WIRE_ALLOC || r->op > WIRE_MONITOR)
+    if (r->magic != WIRE_REQ_MAGIC || r->op < WIRE_ALLOC || r->op > WIRE_RUN)
         return ST_EPROTO;
     if (r->op == WIRE_STAT) {
         stat_reply(m, r->id);
@@ -193,7 +194,7 @@ static int dispatch(struct main *m, const struct wire_req *r)
         str_copy(rep.why, sizeof rep.why,
                  "too many operations wait for the device; wait for one to complete");
     } else {
-        rep.status = names_device(r->op) && r->op != WIRE_EXEC ? ST_EINVAL : ST_ENOENT;
+        rep.status = names_device(r->op) && r->op != WIRE_EXEC && r->op != WIRE_RUN ? ST_EINVAL : ST_ENOENT;
         snprintf(rep.why, sizeof rep.why, "there is no device %u here, only %u devices",
                  device < m->devices ? other : device, m->devices);
     }

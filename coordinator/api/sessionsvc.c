@@ -12,7 +12,6 @@
 #define LIFE_MAX_US (3600ll * 1000000)
 #define LIST_PAGE 500u
 #define REPORT_MAX 20000u /* sessions in one report */
-#define EVENTS_MAX 256u   /* audit events in one report */
 
 /* ---- what the caller may have ---- */
 
@@ -670,19 +669,6 @@ static bool lists(const Strata__V1__SessionReport *q, const char *id)
     return false;
 }
 
-/* What was done in sessions, as the agent saw it: it cannot speak for another node. */
-static bool add_events(struct store_txn *t, const char *node, const Strata__V1__SessionReport *q)
-{
-    for (size_t i = 0; i < q->n_events; i++) {
-        struct audit_event ev;
-        if (event_decode(q->events[i].data, q->events[i].len, &ev) < 0)
-            return false;
-        ev.node = node;
-        store_txn_event(t, &ev);
-    }
-    return true;
-}
-
 /* Whatever the node has to end or to go on refusing. */
 static void answer_report(struct rpc_call *call, struct coord *c, const char *node, bool complete)
 {
@@ -711,29 +697,6 @@ static void answer_report(struct rpc_call *call, struct coord *c, const char *no
     free(pv);
 }
 
-struct reporting {
-    struct coord *c;
-    struct rpc_call *call; /* NULL: the agent is gone, and will send it again */
-    char node[64];
-    bool complete;
-};
-
-static void on_reporter_gone(struct rpc_call *call, void *arg)
-{
-    (void)call;
-    ((struct reporting *)arg)->call = NULL;
-}
-
-static void on_events_stored(void *arg, int rc, const struct err *e)
-{
-    struct reporting *r = arg;
-    if (r->call && rc < 0)
-        rpc_fail(r->call, e);
-    else if (r->call)
-        answer_report(r->call, r->c, r->node, r->complete);
-    free(r);
-}
-
 void api_sessions_report(struct rpc_call *call, const ProtobufCMessage *req, void *arg)
 {
     struct coord *c = arg;
@@ -751,7 +714,7 @@ void api_sessions_report(struct rpc_call *call, const ProtobufCMessage *req, voi
         rpc_finish(call, 10, "STALE_EPOCH", "this registration of the node is void: say hello again");
         return;
     }
-    if (q->n_held > REPORT_MAX || q->n_ended > REPORT_MAX || q->n_events > EVENTS_MAX) {
+    if (q->n_held > REPORT_MAX || q->n_ended > REPORT_MAX) {
         rpc_finish(call, 3, "TOO_MANY", "more sessions than a node may report at once");
         return;
     }
@@ -766,25 +729,5 @@ void api_sessions_report(struct rpc_call *call, const ProtobufCMessage *req, voi
     for (struct dsession *s = q->complete ? c->dsessions.head : NULL; s; s = s->next)
         if (s->active && s->state == DSESSION_OPEN && !strcmp(s->node, n->name) && !lists(q, s->id))
             dsession_end(c, s, "AGENT_RESTARTED", "coordinator");
-    if (!q->n_events) {
-        answer_report(call, c, n->name, q->complete);
-        return;
-    }
-    struct reporting *r = calloc(1, sizeof *r);
-    struct store_txn *t = r ? store_txn_new() : NULL;
-    if (!t || !add_events(t, n->name, q)) {
-        rpc_finish(call, t ? 3 : 13, t ? "BAD_EVENT" : "NO_MEMORY",
-                   "an audit event of the report was not taken");
-        store_txn_free(t);
-        free(r);
-        return;
-    }
-    *r = (struct reporting){.c = c, .call = call, .complete = q->complete};
-    str_copy(r->node, sizeof r->node, n->name);
-    rpc_on_cancel(call, on_reporter_gone, r);
-    int rc = store_submit(c->store, t, on_events_stored, r);
-    if (rc < 0) {
-        err_set(&e, rc, "state.db does not take the events now (%s): send them again", status_name(rc));
-        on_events_stored(r, rc, &e);
-    }
+    answer_report(call, c, n->name, q->complete);
 }

@@ -419,7 +419,9 @@ int ctl_gpu_copy(struct ctl *c, int argc, char **argv)
 
 /* ---- exec ---- */
 
-#define MAX_ARGS 8u
+#define MAX_SPANS 8u
+#define MAX_SCALARS 16u
+#define MAX_CODE (1u << 20)
 
 /* "HANDLE", "HANDLE:OFFSET:BYTES"; without a range the whole buffer. */
 static int span_arg(struct ctl *c, struct strata_devices *d, const char *word, Strata__V1__Span *s,
@@ -466,55 +468,109 @@ static int scalar_arg(const char *word, uint64_t *out)
     return ctl_usage("--scalar '%s' is no number; 17, 0xff and 1.5f are", word);
 }
 
-int ctl_gpu_exec(struct ctl *c, int argc, char **argv)
+/* "64", "64,2" or "64,2,1". */
+static int three_arg(const char *word, const char *name, uint32_t out[3], size_t *n)
 {
-    const char *span_w[MAX_ARGS], *scalar_w[MAX_ARGS], *device;
-    size_t nspans = 0, nscalars = 0;
-    const struct ctl_opt opts[] = {
-        {.name = "span", .list = span_w, .n = &nspans, .list_max = MAX_ARGS},
-        {.name = "scalar", .list = scalar_w, .n = &nscalars, .list_max = MAX_ARGS}};
-    char node[64];
-    uint8_t handle[MAX_ARGS][STRATA_HANDLE_LEN];
-    uint64_t scalar[MAX_ARGS];
-    Strata__V1__Span span[MAX_ARGS], *sp[MAX_ARGS];
-    Strata__V1__ExecuteRequest q = STRATA__V1__EXECUTE_REQUEST__INIT;
-    struct strata_devices *d;
+    *n = 0;
+    for (const char *p = word; p && *n < 3;) {
+        char *end;
+        unsigned long v = strtoul(p, &end, 10);
+        if (*p < '0' || *p > '9' || v == 0 || v > UINT32_MAX || (*end && *end != ','))
+            break;
+        out[(*n)++] = (uint32_t)v;
+        if (!*end)
+            return 0;
+        p = end + 1;
+    }
+    return word ? ctl_usage("%s: '%s' is not up to three numbers above 0, as in 64,2,1", name, word) : 0;
+}
+
+/* All that gpu exec was told, and the request made of it. */
+struct exec {
+    const char *span_w[MAX_SPANS], *scalar_w[MAX_SCALARS], *code_w, *groups_w, *threads_w;
+    size_t nspans, nscalars;
+    uint8_t handle[MAX_SPANS][STRATA_HANDLE_LEN];
+    uint64_t scalar[MAX_SCALARS];
+    uint32_t groups[3], threads[3];
+    Strata__V1__Span span[MAX_SPANS], *sp[MAX_SPANS];
+    struct buf code;
+    Strata__V1__ExecuteRequest q;
+};
+
+static int exec_fill(struct ctl *c, struct strata_devices *d, struct exec *x)
+{
+    int rc = 0;
+    struct err e;
+    for (size_t i = 0; i < x->nspans && rc == 0; i++) {
+        strata__v1__span__init(&x->span[i]);
+        x->sp[i] = &x->span[i];
+        rc = span_arg(c, d, x->span_w[i], &x->span[i], x->handle[i]);
+    }
+    for (size_t i = 0; i < x->nscalars && rc == 0; i++)
+        rc = scalar_arg(x->scalar_w[i], &x->scalar[i]);
+    if (rc == 0 && x->code_w && fs_read(x->code_w, MAX_CODE, &x->code, &e) < 0)
+        rc = ctl_fail(c, &e);
+    if (rc == 0 && x->code_w && !x->code.len)
+        rc = ctl_usage("--code %s is empty", x->code_w);
+    x->q.spans = x->sp;
+    x->q.n_spans = x->nspans;
+    x->q.scalars = x->scalar;
+    x->q.n_scalars = x->nscalars;
+    x->q.groups = x->groups;
+    x->q.threads = x->threads;
+    x->q.code = (ProtobufCBinaryData){x->code.len, x->code.data};
+    return rc;
+}
+
+static int exec_run(struct ctl *c, struct strata_devices *d, const struct exec *x, const char *device)
+{
     struct strata_error e;
     ProtobufCMessage *m;
-    if (ctl_parse(argc, argv, opts, 2) != 2 || split(argv[0], node, &device) < 0 || !device)
-        return ctl_usage("gpu exec takes NODE/DEVICE KERNEL --span HANDLE[:OFFSET:BYTES] … [--scalar N|N.Nf] "
-                         "…; the kernels are "
-                         "fill copy checksum fma matvec matmul");
-    int x = need(c, node, &d);
-    if (x)
-        return x;
-    for (size_t i = 0; i < nspans && x == 0; i++) {
-        strata__v1__span__init(&span[i]);
-        sp[i] = &span[i];
-        x = span_arg(c, d, span_w[i], &span[i], handle[i]);
-    }
-    for (size_t i = 0; i < nscalars && x == 0; i++)
-        x = scalar_arg(scalar_w[i], &scalar[i]);
-    if (x)
-        return done(d, x);
-    q.device = (char *)device;
-    q.kernel = argv[1];
-    q.spans = sp;
-    q.n_spans = nspans;
-    q.scalars = scalar;
-    q.n_scalars = nscalars;
-    if (strata_devices_call(d, &strata__v1__compute__descriptor, "Execute", &q.base, c->timeout_ns, &m, &e) <
-        0)
-        return failed(c, d, &e);
     char value[32];
+    if (strata_devices_call(d, &strata__v1__compute__descriptor, "Execute", &x->q.base, c->timeout_ns, &m,
+                            &e) < 0)
+        return ctl_client_fail(c, &e);
     snprintf(value, sizeof value, "%016" PRIx64, ((const Strata__V1__ExecuteReply *)m)->value);
     protobuf_c_message_free_unpacked(m, NULL);
     if (c->json)
-        x = ctl_print_json("strata.gpu.exec.v1",
-                           json_pack("{s:s,s:s,s:s}", "device", argv[0], "kernel", argv[1], "value", value));
-    else if (!strcmp(argv[1], "checksum"))
+        return ctl_print_json("strata.gpu.exec.v1", json_pack("{s:s,s:s,s:s}", "device", device, "kernel",
+                                                              x->q.kernel, "value", value));
+    if (!x->code_w && !strcmp(x->q.kernel, "checksum"))
         puts(value);
-    return done(d, x);
+    return 0;
+}
+
+int ctl_gpu_exec(struct ctl *c, int argc, char **argv)
+{
+    struct exec x = {.q = STRATA__V1__EXECUTE_REQUEST__INIT};
+    const struct ctl_opt opts[] = {
+        {.name = "span", .list = x.span_w, .n = &x.nspans, .list_max = MAX_SPANS},
+        {.name = "scalar", .list = x.scalar_w, .n = &x.nscalars, .list_max = MAX_SCALARS},
+        {.name = "code", .value = &x.code_w},
+        {.name = "groups", .value = &x.groups_w},
+        {.name = "threads", .value = &x.threads_w}};
+    const char *device;
+    char node[64];
+    struct strata_devices *d;
+    if (ctl_parse(argc, argv, opts, 5) != 2 || split(argv[0], node, &device) < 0 || !device)
+        return ctl_usage(
+            "gpu exec takes NODE/DEVICE KERNEL --span HANDLE[:OFFSET:BYTES] … [--scalar N|N.Nf] "
+            "…; the kernels are fill copy checksum fma matvec matmul. One's own, where the node "
+            "allows it: ENTRY --code FILE (SPIR-V or PTX) --groups X[,Y[,Z]] [--threads X[,Y[,Z]] "
+            "(PTX)]");
+    if ((x.groups_w || x.threads_w) && !x.code_w)
+        return ctl_usage("--groups and --threads are for a kernel of one's own: --code FILE");
+    int rc = three_arg(x.groups_w, "--groups", x.groups, &x.q.n_groups);
+    if (rc || (rc = three_arg(x.threads_w, "--threads", x.threads, &x.q.n_threads)) ||
+        (rc = need(c, node, &d)))
+        return rc;
+    x.q.device = (char *)device;
+    x.q.kernel = argv[1];
+    rc = exec_fill(c, d, &x);
+    if (rc == 0)
+        rc = exec_run(c, d, &x, argv[0]);
+    buf_fini(&x.code);
+    return done(d, rc);
 }
 
 /* ---- stat, show ---- */

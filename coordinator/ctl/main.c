@@ -77,7 +77,7 @@ static const struct command {
     {"gpu", "put", ctl_gpu_put, "a file into device memory, verified there"},
     {"gpu", "get", ctl_gpu_get, "device memory into a file"},
     {"gpu", "copy", ctl_gpu_copy, "from one handle to another, between nodes as well"},
-    {"gpu", "exec", ctl_gpu_exec, "a built-in kernel over one's own device memory"},
+    {"gpu", "exec", ctl_gpu_exec, "a kernel, built in or one's own, over one's own device memory"},
     {"gpu", "show", ctl_gpu_show, "one device and what its sensors say"},
     {"gpu", "free", ctl_gpu_free, "give a handle back, or end the whole session with a node"},
     {"gpu", "stat", ctl_gpu_stat, "what one's session with a node holds"},

@@ -163,18 +163,30 @@ def revoke_in_a_copy():
 
 def kill_agent():
     """A session does not outlive its agent, and what it held comes back."""
-    stop("n2", signal.SIGKILL)
+    h = alloc("bob", "n2/cpu:0", 4096)
+    stop("n2", signal.SIGKILL)  # at once: what was answered was on the node's disk
     agent(2)
+    until("the allocation that was answered before the kill is in the trail", lambda: any(
+        r["meta"].get("handle") == h.split("/")[1][:8] for r in rows("--type", "memory.allocate", "--principal", "user/bob")))
+    check(True, "what was answered just before kill -9 of the agent is in the trail")
     until("bob's escrow is back after kill -9 of his agent", lambda: uses("bob")["held_bytes"] == 0)
     check(True, "bob's escrow is back after kill -9 of his agent")
     by("admin", "user", "revoke", "bob")
     refused("bob", "NO_POLICY", "gpu", "alloc", "n1/cpu:0", "4096")
 
 
+def rows(*argv):
+    p = subprocess.run(command("admin", "audit", "query", "--limit", "1000", *argv), stdout=subprocess.PIPE, check=True)
+    return [json.loads(x) for x in p.stdout.splitlines()]
+
+
 def audit():
-    def rows(*argv):
-        p = subprocess.run(command("admin", "audit", "query", "--limit", "1000", *argv), stdout=subprocess.PIPE, check=True)
-        return [json.loads(x) for x in p.stdout.splitlines()]
+    seqs = {}
+    for r in rows("--type", "*"):
+        if "spool_seq" in r["meta"]:
+            seqs.setdefault(r["node"], []).append(r["meta"]["spool_seq"])
+    check(set(seqs) == {"n1", "n2"} and all(sorted(v) == list(range(min(v), max(v) + 1)) for v in seqs.values()),
+          "every row of both agents' spools arrived exactly once")
     revoked = [r for r in rows("--type", "security.ticket_revoked") if r["meta"].get("subject") == "user/alice"]
     check(any(r["meta"]["reason"] == "MISSING_PERMISSION" and r["principal"] == "user/admin" for r in revoked),
           "the revocation is audited with who did it and why")

@@ -4,7 +4,7 @@ in, across nodes and out again, the coordinator's books follow, and every end fr
 
 usage: gpu.py BIN-DIR
 """
-import json, os, stat
+import json, os, stat, struct
 
 from harness import *
 
@@ -54,6 +54,41 @@ def kernels(b, size):
     check(all(d[k] is None or d[k] > 0 for k in ("temperature_c", "power_w", "clock_hz")), "a sensor reads, or is absent")
 
 
+KERNELS = f"{BIN}/../tests/kernels"
+
+
+def own_kernels(a):
+    """Kernels of one's own: refused where the operator did not allow them, run where he did, ended when they do not end."""
+    scale, forever = f"{KERNELS}/scale.spv", f"{KERNELS}/forever.spv"
+    if not os.path.exists(scale):
+        print("# no glslc: kernels of one's own are not tried")
+        return
+    p = gpu("exec", "n1/cpu:0", "main", "--code", scale, "--span", a, want=4, parse=False)
+    check(b"USER_KERNELS_OFF" in p.stderr, "a kernel of one's own is refused where it is not allowed, exit 4")
+    if "n2/vulkan:0" not in [d["id"] for d in gpu("list")["devices"]]:
+        print("# no Vulkan device: kernels of one's own are not tried")
+        return
+    x, y = (gpu("alloc", "n2/vulkan:0", "4096", "--limit", "64MiB")["handle"] for _ in "xy")
+    with open(f"{work}/x", "wb") as f:
+        f.write(struct.pack("<1024f", *range(1024)))
+    gpu("put", x, f"{work}/x")
+    gpu("exec", "n2/vulkan:0", "main", "--code", scale, "--groups", "16", "--span", y, "--span", x, "--scalar", "1024",
+        "--scalar", "3f", "--scalar", "0.5f")
+    gpu("get", y, f"{work}/y")
+    check(list(struct.unpack("<1024f", open(f"{work}/y", "rb").read())) == [3 * i + 0.5 for i in range(1024)],
+          "gpu exec --code runs a SPIR-V kernel, every number is right")
+    p = gpu("exec", "n2/vulkan:0", "main", "--code", f"{work}/x", "--span", y, want=2, parse=False)
+    check(b"BAD_KERNEL" in p.stderr, "what is no SPIR-V is refused")
+    p = gpu("exec", "n2/vulkan:0", "main", "--code", forever, "--groups", "65535,65535,64", "--span", y, want=7, parse=False)
+    check(b"KERNEL_TIMEOUT" in p.stderr, "a kernel that never ends is ended and reported, exit 7")
+    check(gpu("stat", "n2", want=3, parse=False).returncode == 3, "and its owner's session is over")
+    until("nothing is held on n2", lambda: not used().get("n2"))
+    rows = until("the trail has it", lambda: [r for r in (json.loads(x) for x in strata(
+        "audit", "query", "--type", "compute.execute", parse=False).stdout.splitlines())
+        if r["result"] == "failure" and "digest" in r["meta"] and "did not end" in (r.get("error") or "")])
+    check(len(rows[0]["meta"]["digest"]) == 64, "the trail names the code by its digest")
+
+
 def refusals(a, b):
     p = gpu("alloc", "n1/cpu:0", "128MiB", want=8, parse=False)
     check(b"QUOTA_EXCEEDED" in p.stdout + p.stderr, "more than the ticket's limit is refused with exit 8")
@@ -90,11 +125,17 @@ def trail():
 
 def main():
     size = 24 * (1 << 20) + 12345
-    start_cluster(write_cluster(2))
+    names = write_cluster(2)
+    with open(f"{work}/a2.yaml") as f:
+        text = f.read().replace("vulkan: off", "vulkan: auto")
+    with open(f"{work}/a2.yaml", "w") as f:
+        f.write(text + "user_kernels: {allow: on, time: 2s}\n")
+    start_cluster(names)
     a, b = copies(size)
     kernels(b, size)
     refusals(a, b)
     ends(a, b, size)
+    own_kernels(gpu("alloc", "n1/cpu:0", "4096")["handle"])
     until("the agents' events are in the trail", lambda: b"memory.deallocate" in strata(
         "audit", "query", "--type", "memory.*", parse=False).stdout)
     trail()

@@ -64,6 +64,15 @@ static void test_bad(void **st)
         {GOOD "backends: {rocm: on}\n", "rocm"},
         {GOOD "cpu_memory: lots\n", "cpu_memory"},
         {GOOD "log: loud\n", "loud"},
+        {"version: 1\nnode: a\ncoordinator: \"a:1\"\nstate: {dir: /s, spool: 1KiB}\nmodels: {dirs: [/m]}\n"
+         "tls: {dir: /t, trust_domain: lab}\n",
+         "state.spool"},
+        {GOOD "user_kernels: {allow: maybe}\n", "neither on nor off"},
+        {GOOD "user_kernels: {time: 1s}\n", "allow"},
+        {GOOD "user_kernels: {allow: on, max_bytes: 1MiB}\n", "512KiB"},
+        {GOOD "user_kernels: {allow: on, max_bytes: 0}\n", "512KiB"},
+        {GOOD "user_kernels: {allow: on, time: 9s}\n", "8s"},
+        {GOOD "user_kernels: {allow: on, time: 0s}\n", "8s"},
         {GOOD "listen: nowhere\n", "host:port"},
         {GOOD "listen: 0.0.0.0:7000\n", "advertise"},
         {GOOD "x: &a b\ny: *a\n", "yaml"},
@@ -92,6 +101,13 @@ static void test_bad(void **st)
     }
     struct agent_config c;
     struct err e;
+    assert_int_equal(read_text(GOOD, &c, &e), ST_OK);
+    assert_false(c.user_kernels.allow); /* off unless the file says otherwise */
+    agent_config_fini(&c);
+    assert_int_equal(read_text(GOOD "user_kernels: {allow: on, time: 2s}\n", &c, &e), ST_OK);
+    assert_true(c.user_kernels.allow && c.user_kernels.deadline_ns == 2000000000ull &&
+                c.user_kernels.max_bytes == 256u << 10);
+    agent_config_fini(&c);
     assert_int_equal(agent_config_read(&c, "/nonexistent.yaml", &e), ST_ECONFIG);
     assert_non_null(strstr(e.text, "/nonexistent.yaml"));
 }

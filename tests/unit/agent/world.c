@@ -13,7 +13,9 @@
 #include "common/base/fs.h"
 #include "common/base/str.h"
 #include "common/model/synth.h"
+#include "common/spool/record.h"
 #include "strata/v1/nodes.pb-c.h"
+#include "strata/v1/spool.pb-c.h"
 #include "tests/unit/agent/world.h"
 
 #define PATIENCE_NS (60 * NS_PER_S)
@@ -103,12 +105,6 @@ static void on_report(struct rpc_call *call, const ProtobufCMessage *msg, void *
         n->ended++;
         str_copy(n->ended_reason, sizeof n->ended_reason, q->ended[i]->reason);
     }
-    for (size_t i = 0; i < q->n_events; i++) {
-        struct audit_event e;
-        assert_int_equal(event_decode(q->events[i].data, q->events[i].len, &e), ST_OK);
-        if (w->on_event)
-            w->on_event(&e, w->event_arg);
-    }
     if (w->end_session) {
         end.session = (char *)w->end_session;
         end.reason = (char *)"KILLED";
@@ -118,6 +114,43 @@ static void on_report(struct rpc_call *call, const ProtobufCMessage *msg, void *
         w->end_session = NULL;
     }
     n->reports++;
+    rpc_reply(call, &r.base);
+}
+
+/* Takes each record once, as the coordinator does. */
+static int take_record(void *arg, const struct record *r)
+{
+    struct world_node *n = arg;
+    struct audit_event e;
+    if (r->seq <= n->spooled)
+        return 0;
+    n->spooled = r->seq;
+    assert_int_equal(event_decode(r->event, r->len, &e), ST_OK);
+    if (n->w->on_event && !str_starts(e.principal, "node/")) /* what concerns sessions */
+        n->w->on_event(&e, n->w->event_arg);
+    return 0;
+}
+
+static void on_push(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)
+{
+    struct world *w = arg;
+    const Strata__V1__SpoolBatch *q = (const Strata__V1__SpoolBatch *)msg;
+    struct world_node *n = node_of(w, rpc_peer(call)->name);
+    Strata__V1__SpoolTaken r = STRATA__V1__SPOOL_TAKEN__INIT;
+    uint8_t hash[SPOOL_HASH];
+    if (w->spool_full) {
+        rpc_finish(call, 14, "MUTE", "not now");
+        return;
+    }
+    assert_int_equal(q->before.len, SPOOL_HASH);
+    memcpy(hash, q->before.data, SPOOL_HASH);
+    assert_int_equal(records_each(q->records.data, q->records.len, hash, take_record, n), ST_OK);
+    r.seq = n->spooled;
+    if (w->lose_replies) { /* taken, and the agent does not know */
+        w->lose_replies--;
+        rpc_finish(call, 14, "LOST", "the answer is lost");
+        return;
+    }
     rpc_reply(call, &r.base);
 }
 
@@ -187,9 +220,10 @@ static void open_coordinator(struct world *w, struct err *ep)
         {"strata.v1.Sessions", "Kill", RPC_UNARY, on_unused},
         {"strata.v1.Sessions", "List", RPC_UNARY, on_unused},
         {"strata.v1.Sessions", "Report", RPC_UNARY, on_report},
+        {"strata.v1.Spool", "Push", RPC_UNARY, on_push},
     };
-    const ProtobufCServiceDescriptor *const services[] = {&strata__v1__nodes__descriptor,
-                                                          &strata__v1__sessions__descriptor};
+    const ProtobufCServiceDescriptor *const services[] = {
+        &strata__v1__nodes__descriptor, &strata__v1__sessions__descriptor, &strata__v1__spool__descriptor};
     char ca[128], crt[128], key[128];
     struct err e;
     (void)ep;
@@ -198,7 +232,7 @@ static void open_coordinator(struct world *w, struct err *ep)
     snprintf(key, sizeof key, "%s/coordinator.key", w->dir);
     const struct tls_cfg tls = {.ca_file = ca, .cert_file = crt, .key_file = key, .trust_domain = "lab"};
     OK(tls_ctx_new(&w->tls, &tls, clock_system(), &e));
-    OK(rpc_table_new(&w->table, services, 2, methods, sizeof methods / sizeof *methods, w, &e));
+    OK(rpc_table_new(&w->table, services, 3, methods, sizeof methods / sizeof *methods, w, &e));
     struct quic_ep_cfg cfg = {.clock = clock_system(),
                               .rng = rng_system(),
                               .log = &w->log,
@@ -251,7 +285,7 @@ static void fatal(void *arg, const struct err *why)
     fail_msg("the agent gave up: %s", why->text);
 }
 
-static void open_node(struct world *w, unsigned i, struct tls_ca *ca)
+static void open_node(struct world *w, unsigned i, struct tls_ca *ca, const char *devices)
 {
     struct world_node *n = &w->node[i];
     char path[160], text[2048];
@@ -266,10 +300,10 @@ static void open_node(struct world *w, unsigned i, struct tls_ca *ca)
     int k = snprintf(text, sizeof text,
                      "version: 1\nnode: %s\ncoordinator: \"127.0.0.1:%u\"\n"
                      "tls: {ca: %s/ca.crt, cert: %s/node.crt, key: %s/node.key, trust_domain: lab}\n"
-                     "state: {dir: %s/state}\nmodels: {dirs: [%s%s]}\nworker: %s\n"
-                     "backends: {cpu: on, vulkan: off}\ncpu_memory: 512MiB\n",
+                     "state: {dir: %s/state, spool: 256KiB}\nmodels: {dirs: [%s%s]}\nworker: %s\n"
+                     "%s\ncpu_memory: 512MiB\n",
                      n->name, quic_udp_port(w->udp), w->dir, n->dir, n->dir, n->dir, i ? n->dir : w->dir,
-                     i ? "" : "/models", STRATA_WORKER);
+                     i ? "" : "/models", STRATA_WORKER, devices);
     assert_true(k > 0 && (size_t)k < sizeof text);
     OK(fs_write_atomic(path, text, (size_t)k, 0600, &e));
     OK(agent_config_read(&n->cfg, path, &e));
@@ -287,6 +321,11 @@ static void open_node(struct world *w, unsigned i, struct tls_ca *ca)
 }
 
 void world_open(struct world *w)
+{
+    world_open_as(w, "backends: {cpu: on, vulkan: off}");
+}
+
+void world_open_as(struct world *w, const char *devices)
 {
     struct tls_ca *ca;
     struct err e;
@@ -317,7 +356,7 @@ void world_open(struct world *w)
     OK(synth_write(w->model, &o, NULL, NULL, &e));
     open_coordinator(w, &e);
     for (unsigned i = 0; i < WORLD_NODES; i++)
-        open_node(w, i, ca);
+        open_node(w, i, ca, devices);
     tls_ca_free(ca);
     WAIT(w, w->node[0].session && w->node[1].session);
     Strata__V1__InspectRequest rq = STRATA__V1__INSPECT_REQUEST__INIT;

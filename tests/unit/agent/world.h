@@ -27,6 +27,7 @@ struct world_node {
     uint8_t spki[32];
     char peer_address[128];
     unsigned hellos, heartbeats, residents;
+    uint64_t spooled; /* the last record taken */
     bool has_model;
     /* Sessions.Report */
     unsigned reports, held, ended;
@@ -45,6 +46,8 @@ struct world {
     struct rpc_table *table;
     struct world_node node[WORLD_NODES];
     bool mute;               /* reports are refused */
+    bool spool_full;         /* audit records are refused */
+    unsigned lose_replies;   /* so many batches are taken and not acknowledged */
     const char *end_session; /* the next report is answered with this one to end */
     void (*on_event)(const struct audit_event *e, void *arg);
     void *event_arg;
@@ -65,6 +68,7 @@ struct result {
 };
 
 void world_open(struct world *w);
+void world_open_as(struct world *w, const char *devices); /* YAML: backends, and what concerns them */
 void world_close(struct world *w);
 /* A certificate of user/NAME into the world's directory: NAME.crt, NAME.key; then settings made of it. */
 struct tls_ctx *world_user(struct world *w, const char *name);

@@ -245,9 +245,14 @@ void expect_ask(struct link *l, const char *name, const ProtobufCMessage *rq, un
 
 ProtobufCBinaryData mem_alloc(struct link *l, uint64_t bytes, uint8_t handle[16])
 {
+    return mem_alloc_on(l, "cpu:0", bytes, handle);
+}
+
+ProtobufCBinaryData mem_alloc_on(struct link *l, const char *device, uint64_t bytes, uint8_t handle[16])
+{
     Strata__V1__AllocateRequest q = STRATA__V1__ALLOCATE_REQUEST__INIT;
     struct reply r;
-    q.device = (char *)"cpu:0";
+    q.device = (char *)device;
     q.bytes = bytes;
     expect_ask(l, "Memory.Allocate", &q.base, 0, "", &r);
     const Strata__V1__Buffer *b = (const Strata__V1__Buffer *)r.msg;

@@ -66,6 +66,7 @@ void expect(const struct reply *r, unsigned code, const char *reason);
 
 /* The usual ones; all must succeed unless a reason is given. */
 ProtobufCBinaryData mem_alloc(struct link *l, uint64_t bytes, uint8_t handle[16]);
+ProtobufCBinaryData mem_alloc_on(struct link *l, const char *device, uint64_t bytes, uint8_t handle[16]);
 void mem_put_start(struct link *l, ProtobufCBinaryData h, uint64_t off, const uint8_t *p, size_t n,
                    struct reply *r);
 void mem_put(struct link *l, ProtobufCBinaryData h, uint64_t off, const uint8_t *p, size_t n);

@@ -187,14 +187,14 @@ static void test_expiry_and_renewal(void **st)
     unsigned ended = f->w.node[0].ended;
     uint8_t h[16], tb[TICKET_MAX];
     struct ticket t = user_ticket(&f->alice, 0, 8 * MIB);
-    t.expires_us = t.issued_us + 700000;
+    t.expires_us = t.issued_us + 2500000;
     struct link *l = link_session(&f->alice, 0, &t);
     ProtobufCBinaryData b = mem_alloc(l, MIB, h);
 
     struct ticket t2 = t;
     Strata__V1__RenewDevicesRequest q = STRATA__V1__RENEW_DEVICES_REQUEST__INIT;
     t2.issued_us = t.issued_us + 10;
-    t2.expires_us = t.issued_us + 1500000;
+    t2.expires_us = t.issued_us + 3300000;
     t2.limit_bytes = MIB; /* below what is held is allowed: nothing more is given */
     t2.grant.permissions = PERM_BIT(PERM_MEMORY_ALLOCATE);
     q.ticket = (ProtobufCBinaryData){ticket_bytes(&f->w, &t2, tb), tb};

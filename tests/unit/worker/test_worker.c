@@ -412,7 +412,7 @@ static void test_hostile_packets(void **state)
     (void)state;
     bad[0].magic ^= 1;
     bad[1].op = 0;
-    bad[2].op = WIRE_MONITOR + 1;
+    bad[2].op = WIRE_RUN + 1;
     memcpy(big, &good, sizeof good);
     const struct {
         const void *p;
@@ -469,10 +469,10 @@ static void test_hostile_values(void **state)
         {.op = WIRE_COPY, .handle = rep.handle, .src_handle = rep.handle, .src_offset = 8000, .len = 200},
         {.op = WIRE_COPY, .handle = rep.handle, .src_handle = rep.handle, .src_offset = 5, .len = 10},
         {.op = WIRE_EXEC, .device = 44},
-        {.op = WIRE_EXEC, .exec = {.kernel = "checksum", .spans = UINT32_MAX}},
-        {.op = WIRE_EXEC, .exec = {.kernel = "checksum", .spans = 1, .span = {{WIRE_HANDLE(3, 1), 0, 4}}}},
-        {.op = WIRE_EXEC, .exec = {.kernel = "checksum", .spans = 1, .span = {{rep.handle, 0, 8193}}}},
-        {.op = WIRE_EXEC, .exec = {.kernel = "fill", .spans = 1, .scalars = UINT32_MAX}},
+        {.op = WIRE_EXEC, .u.exec = {.kernel = "checksum", .spans = UINT32_MAX}},
+        {.op = WIRE_EXEC, .u.exec = {.kernel = "checksum", .spans = 1, .span = {{WIRE_HANDLE(3, 1), 0, 4}}}},
+        {.op = WIRE_EXEC, .u.exec = {.kernel = "checksum", .spans = 1, .span = {{rep.handle, 0, 8193}}}},
+        {.op = WIRE_EXEC, .u.exec = {.kernel = "fill", .spans = 1, .scalars = UINT32_MAX}},
         {.op = WIRE_MEASURE}, /* does not fit in 1 MiB */
     };
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
