@@ -92,7 +92,8 @@ int jread_number_value(const struct jread *j, const json_t *v, const char *path,
     if (range == JREAD_NONNEG && d < 0)
         return jread_fail(j, path, NULL, "%g is negative; it must be zero or more", d);
     if (range == JREAD_POSITIVE && !(d >= 1 / JREAD_MAX_NUMBER))
-        return jread_fail(j, path, NULL, "%g is not above zero", d);
+        return jread_fail(j, path, NULL,
+                          d > 0 ? "%g is too small; it must be at least 1e-60" : "%g is not above zero", d);
     *out = d == 0 ? 0 : d; /* no negative zero */
     return ST_OK;
 }

@@ -196,6 +196,7 @@ int exact_solve(const struct prob *p, struct budget *b, struct solution *s) ST_C
 /* Exact for latency when all layers are alike, nodes are few and visiting one twice never pays; ST_ELIMIT
  * else. */
 int site_solve(const struct prob *p, struct budget *b, struct solution *s) ST_CHECK;
+bool inst_alike(const struct inst *in); /* all layers, with no rule that tells them apart */
 /* Chains on many devices: a plan and a bound. ST_ELIMIT when a rule of the request is in the way. */
 int large_solve(const struct prob *p, struct budget *b, struct solution *s) ST_CHECK;
 /* Its part for sums. */

@@ -31,7 +31,7 @@ struct lag {
     size_t D, L;
     struct walks *all; /* the live devices */
     struct walks_stage *walk;
-    struct tour best, trial;
+    struct tour best, trial, spare;
     double cost, bound; /* of best; proven */
     double *use, *turn; /* D: uses wanted less one; the direction in which prices go */
     double *price;      /* D */
@@ -94,6 +94,18 @@ static bool splice(const struct lag *q, struct tour *t, size_t a, size_t b, cons
     return true;
 }
 
+static double part_cost(const struct lag *q, const struct tour *t, size_t a, size_t b)
+{
+    double sum = 0;
+    for (size_t s = a; s <= b; s++) {
+        size_t last = s ? t->dev[s - 1] : q->D, e = s < t->n ? t->dev[s] : q->D;
+        sum += prob_hop(q->p, last, e, inst_cut_bytes(q->p->in, t->start[s]));
+        if (s < b)
+            sum += prob_stage(q->p, e, t->start[s], t->start[s + 1]);
+    }
+    return sum;
+}
+
 /* Stages [a, b) of t anew over w's devices, none of the others' and none twice. Better than `limit`? */
 static bool stretch(struct lag *q, struct walks *w, struct tour *t, size_t a, size_t b, double limit,
                     const uint32_t *at)
@@ -119,7 +131,12 @@ static bool stretch(struct lag *q, struct walks *w, struct tour *t, size_t a, si
                     break;
                 }
         if (x == n) {
+            tour_copy(&q->spare, t);
             done = splice(q, t, a, b, w, q->walk, n);
+            if (done && !(part_cost(q, t, a, a + n) < limit)) { /* a link that is slower than the default */
+                tour_copy(t, &q->spare);
+                done = false;
+            }
             break;
         }
         /* either only until its first use or only from its second on: whichever is cheaper */
@@ -143,18 +160,6 @@ static bool stretch(struct lag *q, struct walks *w, struct tour *t, size_t a, si
         w->hi[i] = (uint32_t)q->L;
     }
     return done;
-}
-
-static double part_cost(const struct lag *q, const struct tour *t, size_t a, size_t b)
-{
-    double sum = 0;
-    for (size_t s = a; s <= b; s++) {
-        size_t last = s ? t->dev[s - 1] : q->D, e = s < t->n ? t->dev[s] : q->D;
-        sum += prob_hop(q->p, last, e, inst_cut_bytes(q->p->in, t->start[s]));
-        if (s < b)
-            sum += prob_stage(q->p, e, t->start[s], t->start[s + 1]);
-    }
-    return sum;
 }
 
 static void accept(struct lag *q)
@@ -581,8 +586,8 @@ int lagrange_solve(const struct prob *p, struct budget *b, struct solution *s)
     q.least = calloc(q.D, sizeof *q.least);
     q.list = malloc((q.D + 1) * sizeof *q.list);
     q.walk = malloc((q.L + 1) * sizeof *q.walk);
-    if (tour_new(&q.best, q.L) < 0 || tour_new(&q.trial, q.L) < 0 || !q.use || !q.turn || !q.price ||
-        !q.least || !q.list || !q.walk)
+    if (tour_new(&q.best, q.L) < 0 || tour_new(&q.trial, q.L) < 0 || tour_new(&q.spare, q.L) < 0 || !q.use ||
+        !q.turn || !q.price || !q.least || !q.list || !q.walk)
         rc = ST_ENOMEM;
     bool warm = q.D > 2 * WARM;
     if (rc == ST_OK && warm)
@@ -604,6 +609,7 @@ int lagrange_solve(const struct prob *p, struct budget *b, struct solution *s)
     walks_free(q.all);
     tour_free(&q.best);
     tour_free(&q.trial);
+    tour_free(&q.spare);
     free(q.use);
     free(q.turn);
     free(q.price);

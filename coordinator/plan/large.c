@@ -305,16 +305,75 @@ static void first_weights(struct large *q, int part)
     q->sum[0] = 0;
 }
 
+/* Layers that device d can hold within v when all are alike. */
+static size_t holds(const struct large *q, size_t d, double v)
+{
+    size_t lo = 0, hi = inst_last(q->p->in, d, 0);
+    while (lo < hi) {
+        size_t mid = (lo + hi + 1) / 2;
+        if (value(q, d, 0, mid, true) <= v)
+            lo = mid;
+        else
+            hi = mid - 1;
+    }
+    return lo;
+}
+static bool enough(const struct large *q, double v)
+{
+    size_t sum = 0;
+    for (size_t d = 0; d < q->D && sum < q->L; d++)
+        sum += holds(q, d, v);
+    return sum >= q->L;
+}
+
+/* Layers all alike: only how many each device holds matters. Leaves the rest to others when hops are slower.
+ */
+static int by_count(struct large *q, double top)
+{
+    double lo = 0, hi = top;
+    for (size_t d = 0; d < q->D; d++)
+        if (!simple(q, d))
+            return ST_OK;
+    if (!inst_alike(q->p->in) || !enough(q, hi))
+        return ST_OK;
+    for (int i = 0; i < 100 && lo < hi * (1 - 1e-11); i++) {
+        double mid = i < 20 && lo == 0 ? hi / 8 : lo + (hi - lo) / 2;
+        if (enough(q, mid))
+            hi = mid;
+        else
+            lo = mid;
+    }
+    q->bound = lo;
+    for (size_t d = 0, l = 0; d < q->D; d++)
+        for (size_t k = holds(q, d, hi); k > 0 && l < q->L; k--)
+            q->trial[l++] = (uint32_t)d;
+    struct eval ev;
+    int rc = eval_run(q->p->in, q->trial, &ev);
+    if (rc < 0)
+        return rc == ST_EINFEASIBLE ? ST_OK : rc;
+    double got = q->p->kind == PROB_BOTTLENECK ? ev.bottleneck : ev.ratio;
+    if (q->p->kind == PROB_BOTTLENECK ? ev.ratio <= q->p->cap_ratio : ev.bottleneck <= q->p->cap_bottleneck) {
+        q->best = got;
+        memcpy(q->on, q->trial, q->L * sizeof *q->on);
+    }
+    eval_fini(&ev);
+    return ST_OK;
+}
+
 static int by_value(struct large *q)
 {
-    double lo = 0, hi, top = ceiling(q);
-    int rc = ST_OK;
+    double lo, hi, top = ceiling(q);
+    int rc;
     for (size_t d = 0; d < q->D; d++) /* segment tables may be slowest anywhere */
         for (size_t l = 0; q->p->kind == PROB_BOTTLENECK && !simple(q, d) && l < q->L; l++)
             for (size_t m = l + 1; m <= inst_last(q->p->in, d, l); m++) {
                 double x = prob_stage(q->p, d, l, m);
                 top = x < INFINITY && x > top ? x : top;
             }
+    rc = by_count(q, top);
+    if (rc < 0 || q->best <= q->bound * (1 + 1e-9))
+        return rc;
+    lo = q->bound;
     first_weights(q, 0);
     reach(q, top);
     if (weigh(q)) {
@@ -334,7 +393,8 @@ static int by_value(struct large *q)
             hi = mid;
     }
     q->bound = lo;
-    for (int part = 1; part < 8 && spend(q); part++) { /* few devices may be able to hold the larger layers */
+    for (int part = 1; part < 8 && q->bound > 0 && spend(q);
+         part++) { /* few devices may be able to hold the larger layers */
         first_weights(q, part);
         reach(q, q->bound * 1.01);
         while (weigh(q) && spend(q)) {

@@ -20,7 +20,7 @@ struct site {
     struct inst agg;
 };
 
-static bool alike(const struct inst *in)
+bool inst_alike(const struct inst *in)
 {
     const struct model_layer *a = &in->m->layers[in->layer[0]];
     for (size_t i = 0; i < in->L; i++) {
@@ -204,7 +204,7 @@ int site_solve(const struct prob *p, struct budget *b, struct solution *s)
     const struct inst *in = p->in;
     struct site q = {.p = p, .D = in->D, .L = in->L};
     if (p->kind != PROB_LATENCY || p->cap_bottleneck < INFINITY || p->cap_ratio < INFINITY || !in->hop ||
-        in->coupled || in->max_stages < in->D || in->min_nodes > 1 || !alike(in))
+        in->coupled || in->max_stages < in->D || in->min_nodes > 1 || !inst_alike(in))
         return ST_ELIMIT;
     int rc = collect(&q);
     if (rc == ST_OK && !once_is_enough(&q))

@@ -67,7 +67,7 @@ void walks_free(struct walks *q)
     free(q->s1);
     free(q->s2);
     free(q->out);
-    free(q->best);
+    free(q->group_at);
     free(q);
 }
 
@@ -94,7 +94,7 @@ static int allocate(struct walks *q, struct budget *b)
     q->s1 = malloc(n * W * sizeof *q->s1);
     q->s2 = malloc(n * W * sizeof *q->s2);
     q->out = malloc(n * W * sizeof *q->out);
-    q->best = malloc(n * sizeof *q->best);
+    q->group_at = malloc((q->p->in->N + 1) * sizeof *q->group_at);
     q->from.v = malloc((q->p->in->c->nlinks + 1) * sizeof *q->from.v);
     q->to.v = malloc((q->p->in->c->nlinks + 1) * sizeof *q->to.v);
     q->from.at = calloc(n + 2, sizeof *q->from.at);
@@ -102,8 +102,8 @@ static int allocate(struct walks *q, struct budget *b)
     if (pair_new(&q->at, n * W) < 0 || pair_new(&q->rest, n * W) < 0 || pair_new(&q->in, n) < 0)
         return ST_ENOMEM;
     return q->dev && q->group && q->first && q->pre && q->open && q->simple && q->last && q->begin &&
-                   q->price && q->off && q->lo && q->hi && q->self && q->s1 && q->s2 && q->out && q->best &&
-                   q->from.v && q->to.v && q->from.at && q->to.at
+                   q->price && q->off && q->lo && q->hi && q->self && q->s1 && q->s2 && q->out &&
+                   q->group_at && q->from.v && q->to.v && q->from.at && q->to.at
                ? ST_OK
                : ST_ENOMEM;
 }
@@ -220,11 +220,7 @@ static void set_hop(struct walks *q, double bytes)
     q->n_link = 0;
     memset(q->from.at, 0, (q->G + 2) * sizeof *q->from.at);
     memset(q->to.at, 0, (q->G + 2) * sizeof *q->to.at);
-    uint32_t *at = malloc((in->N + 1) * sizeof *at);
-    if (!at) { /* without the links hops would be too dear: all of them free instead */
-        q->base = 0;
-        return;
-    }
+    uint32_t *at = q->group_at;
     for (size_t i = 0; i <= in->N; i++)
         at[i] = INST_NOBODY;
     for (size_t g = 0; g < q->G; g++)
@@ -251,7 +247,6 @@ static void set_hop(struct walks *q, double bytes)
             q->to.at[g + 2] += q->to.at[g + 1];
         }
     }
-    free(at);
     for (size_t g = 0; g < q->G; g++) {
         qsort(&q->from.v[q->from.at[g]], q->from.at[g + 1] - q->from.at[g], sizeof *q->from.v, by_seconds);
         qsort(&q->to.v[q->to.at[g]], q->to.at[g + 1] - q->to.at[g], sizeof *q->to.v, by_seconds);

@@ -44,7 +44,7 @@ struct walks {
     struct walks_pair rest; /* backwards at (l, i): [l, L) whose first stage is on i */
     double *out; /* (m, i): least of what follows a stage on i that ends at m; after walks_backwards */
     struct walks_pair in; /* n, at the position at hand */
-    uint32_t *best;       /* G: in the group, by v1 */
+    uint32_t *group_at;   /* nodes of the cluster: their group, INST_NOBODY = none */
 };
 struct walks_stage {
     uint32_t i, start;

@@ -7,7 +7,6 @@
 #include "common/base/fs.h"
 #include "coordinator/ctl/plan/plan_priv.h"
 
-#define PLAN_FILE_MAX ((size_t)64 << 20)
 #define EXIT_USAGE 2
 
 static const struct option options[] = {
@@ -29,6 +28,7 @@ static const struct option options[] = {
     {"cooldown", required_argument, NULL, OPT_COOLDOWN},
     {"since", required_argument, NULL, OPT_SINCE},
     {"to", required_argument, NULL, OPT_TO},
+    {"recompute", no_argument, NULL, OPT_RECOMPUTE},
     {"help", no_argument, NULL, OPT_HELP},
     {NULL, 0, NULL, 0},
 };
@@ -82,6 +82,8 @@ static bool take(struct args *a, int opt, const char *v)
         return a->o.stats = true;
     case OPT_JSON:
         return a->json = true;
+    case OPT_RECOMPUTE:
+        return a->recompute = true;
     case OPT_TIME:
         a->o.time_limit_s = strtod(v, &end);
         return *v && !*end && a->o.time_limit_s > 0 && a->o.time_limit_s <= 1e9;
@@ -144,6 +146,14 @@ int plan_args(int argc, char **argv, unsigned known, int files, const char *usag
         return bad(err, usage, "unexpected argument %s", argv[optind]);
     if ((files > 0 && !a->file) || (files > 1 && !a->second))
         return bad(err, usage, "%s is missing", "the plan file");
+    if ((known >> OPT_RECOMPUTE & 1u) && !a->recompute) {
+        if (a->cluster || a->model || a->request)
+            return bad(err, usage, "%s is for --recompute",
+                       a->cluster ? "--cluster"
+                       : a->model ? "--model"
+                                  : "--request");
+        return 0;
+    }
     if ((known >> OPT_CLUSTER & 1u) && !a->cluster)
         return bad(err, usage, "%s is missing", "--cluster");
     if ((known >> OPT_MODEL & 1u) && !a->model)

@@ -1,6 +1,9 @@
 #include "coordinator/ctl/plan/plan_priv.h"
 
 #include <stdlib.h>
+#include <string.h>
+
+#include "common/base/fs.h"
 
 #include "common/model/jread.h"
 
@@ -15,7 +18,13 @@ static const char check_usage[] =
     "usage: strata plan check --cluster C.json --model M.json [--request R.json] [--json] PLAN.json\n"
     "       [--context N] [--sequences N] [--tokens N]\n"
     "Recomputes every figure and rule of a plan, independently of the solvers.\n";
-static const char show_usage[] = "usage: strata plan show [--json] PLAN.json\nDraws a plan as a table.\n";
+static const char show_usage[] =
+    "usage: strata plan show [--json] PLAN.json\n"
+    "       strata plan show --recompute --cluster C.json --model M.json [--request R.json] PLAN.json\n"
+    "       [--context N] [--sequences N] [--tokens N]\n"
+    "Draws a plan: its stages, a strip of its layers and how full its devices are. With --recompute it is "
+    "made\n"
+    "anew from the inputs and must be the same bytes.\n";
 
 int ctl_plan_solve(int argc, char **argv, FILE *out, FILE *err)
 {
@@ -99,21 +108,59 @@ int ctl_plan_check(int argc, char **argv, FILE *out, FILE *err)
     return code;
 }
 
+/* The plan of the file made anew: the same bytes, or the first line that is not. */
+static int recompute(const struct args *a, const struct plan *p, struct err *e)
+{
+    struct input in;
+    struct plan *again = NULL;
+    struct buf text = {0}, now = {0};
+    struct plan_opts o = {.goal = p->goal, .replicas = !strcmp(p->solver, "replicas")};
+    if (p->stopped || p->has_stats || !strcmp(p->solver, "replan"))
+        return err_set(e, ST_EINVAL,
+                       "%s: a plan that a limit on time stopped, that was changed from another one, or "
+                       "that holds statistics is not made again from its inputs alone",
+                       a->file);
+    int rc = plan_input_open(a, &in, e);
+    if (rc == ST_OK)
+        rc = fs_read(a->file, PLAN_FILE_MAX, &text, e);
+    if (rc == ST_OK) {
+        rc = plan_solve(in.c, in.m, in.has_request ? &in.r : NULL, &o, &again, e);
+        rc = again ? plan_to_json(again, &now) : rc;
+    }
+    if (rc == ST_OK && (text.len != now.len || memcmp(text.data, now.data, now.len))) {
+        size_t i = 0, line = 1;
+        for (; i < text.len && i < now.len && text.data[i] == now.data[i]; i++)
+            line += text.data[i] == '\n';
+        rc = err_set(e, ST_ECONFLICT, "%s: line %zu is not what these inputs give", a->file, line);
+    }
+    plan_free(again);
+    buf_fini(&text);
+    buf_fini(&now);
+    plan_input_fini(&in);
+    return rc;
+}
+
 int ctl_plan_show(int argc, char **argv, FILE *out, FILE *err)
 {
     struct args a;
     struct plan *p = NULL;
     struct err e = {0};
-    int rc = plan_args(argc, argv, BIT(OPT_JSON), 1, show_usage, &a, out, err);
+    int rc = plan_args(argc, argv, BITS_INPUT | BIT(OPT_RECOMPUTE), 1, show_usage, &a, out, err);
     if (rc)
         return rc < 0 ? 0 : rc;
     if ((rc = plan_open(a.file, &p, &e)) < 0)
         return plan_complain(err, rc, &e);
     int code = 0;
-    if (!a.json)
+    if (a.recompute)
+        rc = recompute(&a, p, &e);
+    if (rc < 0)
+        code = plan_complain(err, rc, &e);
+    else if (!a.json)
         ctl_plan_print(p, out);
     else if (plan_put_json(p, out, err) < 0)
         code = 1;
+    if (a.recompute && rc == ST_OK && !a.json)
+        fprintf(out, "\nmade anew from its inputs: the same bytes\n");
     plan_free(p);
     return code;
 }

@@ -30,16 +30,19 @@ enum {
     OPT_COOLDOWN,
     OPT_SINCE,
     OPT_TO,
-    OPT_HELP
+    OPT_HELP,
+    OPT_RECOMPUTE
 };
 
 struct args {
     const char *cluster, *model, *request, *file, *second, *from, *to;
-    bool has_goal, has_slack, json;
+    bool has_goal, has_slack, json, recompute;
     struct plan_opts o;
     struct model_options mo;
     double slack, steps, cooldown_s, since_s;
 };
+
+#define PLAN_FILE_MAX ((size_t)64 << 20)
 
 #define BIT(o) (1u << (o))
 #define BITS_INPUT                                                                                           \

@@ -6,6 +6,8 @@
 #include "coordinator/plan/plan.h"
 
 #define NAME_MAX_SHOWN 60u
+#define STRIP 72u /* columns of the layer strip */
+#define BAR 24u
 
 /* A name from a file, safe on a terminal and of bounded width. */
 static const char *safe(char out[NAME_MAX_SHOWN + 1], const char *s)
@@ -79,6 +81,55 @@ static void print_devices(const struct plan *p, FILE *out)
     }
 }
 
+/* One column a layer, or a share of them; each stage its own mark. */
+static void print_strip(const struct plan *p, FILE *out)
+{
+    static const char marks[] = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    size_t layers = 0, done = 0;
+    for (size_t i = 0; i < p->n_stages; i++)
+        layers += p->stages[i].n_layers;
+    size_t wide = layers < STRIP ? layers : STRIP;
+    fprintf(out, "\nlayers  |");
+    for (size_t i = 0, at = 0; i < p->n_stages; i++) {
+        done += p->stages[i].n_layers;
+        for (; at < done * wide / layers; at++)
+            fputc(marks[i % (sizeof marks - 1)], out);
+    }
+    fprintf(out, "|  %zu layers, marked by stage\n", layers);
+}
+
+static void print_bars(const struct plan *p, FILE *out)
+{
+    size_t wide = 0;
+    char a[NAME_MAX_SHOWN + 1];
+    for (size_t i = 0; i < p->n_devices; i++)
+        if (p->devices[i].code == PLAN_CODE_CHOSEN)
+            wide = strlen(safe(a, p->devices[i].id)) > wide ? strlen(a) : wide;
+    fprintf(out, "\nmemory\n");
+    for (size_t i = 0; i < p->n_devices; i++) {
+        const struct plan_device *d = &p->devices[i];
+        if (d->code != PLAN_CODE_CHOSEN)
+            continue;
+        size_t full = (size_t)lround(fmin(fmax(d->memory_ratio, 0), 1) * BAR);
+        fprintf(out, "%-*s  ", (int)wide, safe(a, d->id));
+        for (size_t k = 0; k < BAR; k++)
+            fputs(k < full ? "▇" : "·", out);
+        fprintf(out, "  %5.1f%%\n", 100 * d->memory_ratio);
+    }
+}
+
+static void print_replicas(const struct plan *p, FILE *out)
+{
+    char a[NAME_MAX_SHOWN + 1], c[16];
+    for (size_t i = 0; i < p->n_stages; i++)
+        for (size_t k = 0; k < p->stages[i].n_replicas; k++) {
+            const struct plan_replica *r = &p->stages[i].replicas[k];
+            seconds(c, r->compute_s);
+            fprintf(out, "%sstage %zu shared: %s does %.1f%% of it, alone it would take %s\n",
+                    k || i ? "" : "\n", i, safe(a, r->device), 100 * r->share, c);
+        }
+}
+
 static void print_headline(const struct plan *p, FILE *out)
 {
     char a[NAME_MAX_SHOWN + 1], b[NAME_MAX_SHOWN + 1], s[16], t[16];
@@ -108,6 +159,9 @@ void ctl_plan_print(const struct plan *p, FILE *out)
     if (p->feasible == PLAN_YES) {
         print_headline(p, out);
         print_stages(p, out);
+        print_replicas(p, out);
+        print_strip(p, out);
+        print_bars(p, out);
         print_devices(p, out);
         if (p->n_moves) {
             print_bytes(bytes, p->moved_bytes);

@@ -105,6 +105,33 @@ static void test_solve_check_show(void **s)
     assert_non_null(strstr(out, "proven optimal"));
     assert_non_null(strstr(out, "n/cpu:1"));
     assert_non_null(strstr(out, "STAGE"));
+    assert_non_null(strstr(out, "|01|  2 layers"));
+    assert_non_null(strstr(out, "▇"));
+    free(out);
+    free(err);
+
+    assert_int_equal(RUN(ctl_plan_show, "--recompute", "--cluster", p->cluster, "--model", p->model, p->plan),
+                     0);
+    assert_non_null(strstr(out, "the same bytes"));
+    free(out);
+    free(err);
+}
+
+static void test_recompute_finds(void **s)
+{
+    struct place *p = *s;
+    char *out, *err;
+    assert_int_equal(
+        RUN(ctl_plan_solve, "--cluster", p->cluster, "--model", p->model, "--goal=throughput", "--json"), 0);
+    char *at = strstr(out, "\"objective\": 1.0");
+    assert_non_null(at);
+    at[strlen("\"objective\": ")] = '2';
+    put(p->plan, out);
+    free(out);
+    free(err);
+    assert_int_equal(RUN(ctl_plan_show, "--recompute", "--cluster", p->cluster, "--model", p->model, p->plan),
+                     9);
+    assert_non_null(strstr(err, "line 7"));
     free(out);
     free(err);
 }
@@ -155,11 +182,13 @@ static void test_usage(void **s)
         free(out);                                                                                           \
         free(err);                                                                                           \
     } while (0)
-    BAD(2, "--cluster is missing", ctl_plan_solve, "--goal", "memory");
     BAD(2, "--goal", ctl_plan_solve, "--cluster", p->cluster, "--model", p->model, "--goal", "speed");
     BAD(2, "--wrong", ctl_plan_solve, "--wrong");
     BAD(2, "needs a value", ctl_plan_solve, "--cluster");
     BAD(2, "plan file", ctl_plan_show, "--json");
+    BAD(2, "--cluster is missing", ctl_plan_show, "--recompute", "--model", p->model, p->plan);
+    BAD(2, "is for --recompute", ctl_plan_show, "--model", p->model, p->plan);
+    BAD(2, "--cluster is missing", ctl_plan_solve, "--goal", "memory");
     BAD(2, "unknown option", ctl_plan_show, "--stats", p->cluster);
     BAD(3, "nowhere", ctl_plan_show, "/nowhere/p.json");
     BAD(2, "--time-limit", ctl_plan_solve, "--time-limit", "0");
@@ -229,6 +258,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_solve_check_show, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_recompute_finds, setup, teardown),
         cmocka_unit_test_setup_teardown(test_check_finds, setup, teardown),
         cmocka_unit_test_setup_teardown(test_infeasible, setup, teardown),
         cmocka_unit_test_setup_teardown(test_usage, setup, teardown),

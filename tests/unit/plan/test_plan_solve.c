@@ -67,6 +67,8 @@ static void compare(uint64_t from, uint64_t to, unsigned devices, unsigned layer
         problem_fini(&p);
     }
     assert_int_equal(wrong, 0);
+    if (to - from < 100)
+        return;
     assert_true(feasible > (to - from) / 10); /* the comparison means something in both directions */
     assert_true(feasible < to - from);
 }
@@ -112,6 +114,26 @@ static void test_dags(void **s)
     (void)s;
     compare(20000, 20400, 3, 6, GEN_DAG, 0);
     compare(21000, 21400, 3, 6, GEN_DAG | GEN_REQUEST | GEN_TIGHT, 0);
+}
+
+/* Eight devices: a sample, and under STRATA_SOAK ten thousand. */
+static void test_eight(void **s)
+{
+    static const struct {
+        unsigned devices, layers, flags;
+    } kinds[] = {{8, 5, 0},
+                 {8, 6, GEN_TIGHT},
+                 {7, 6, GEN_REQUEST},
+                 {8, 5, GEN_REQUEST | GEN_TIGHT},
+                 {6, 5, GEN_DAG},
+                 {8, 4, GEN_DAG | GEN_TIGHT},
+                 {5, 5, GEN_DAG | GEN_REQUEST},
+                 {8, 4, GEN_DAG | GEN_REQUEST | GEN_TIGHT}};
+    uint64_t each = getenv("STRATA_SOAK") ? 1250 : 12;
+    (void)s;
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        compare(100000 * (i + 1), 100000 * (i + 1) + each, kinds[i].devices, kinds[i].layers, kinds[i].flags,
+                0);
 }
 
 static struct cluster *cluster_of(const char *text)
@@ -201,6 +223,72 @@ static void test_monotonic(void **s)
             }
         }
         p.c->ndevices = n;
+        problem_fini(&p);
+    }
+}
+
+/* A quicker link, or one where there was none, never makes any goal worse. */
+static void test_links_monotonic(void **s)
+{
+    (void)s;
+    size_t better = 0;
+    for (uint64_t seed = 31000; seed < 31200; seed++) {
+        struct problem p;
+        uint64_t dice = seed;
+        problem_random(&p, seed, 6, 7, seed % 2 ? GEN_TIGHT : 0);
+        for (int g = PLAN_LATENCY; g <= PLAN_MEMORY && p.c->nlinks; g++) {
+            double last = INFINITY;
+            for (int step = 0; step < 4; step++) {
+                struct plan_opts o = {.goal = (enum plan_goal)g};
+                struct plan *plan = NULL;
+                struct err e = {0};
+                int rc = plan_solve(p.c, p.m, NULL, &o, &plan, &e);
+                assert_true(rc == ST_OK || rc == ST_EINFEASIBLE);
+                double v = rc == ST_OK ? plan->objective : INFINITY;
+                assert_true(v <= last * (1 + 1e-12));
+                better += step && v < last;
+                last = v;
+                plan_free(plan);
+                struct cluster_rate *r = &p.c->links[test_rand(&dice) % p.c->nlinks].rate;
+                r->bytes_per_s *= 4;
+                r->rtt_s /= 3;
+                if (step == 2 && !p.c->has_default_link) {
+                    p.c->has_default_link = true;
+                    p.c->default_link = (struct cluster_rate){2, 5};
+                }
+            }
+        }
+        problem_fini(&p);
+    }
+    assert_true(better > 50);
+}
+
+/* The same bytes on every run. */
+static void test_repeats(void **s)
+{
+    (void)s;
+    for (uint64_t seed = 32000; seed < 32060; seed++) {
+        struct problem p;
+        problem_random(&p, seed, 6, 7, (seed % 2 ? GEN_TIGHT : 0) | (seed % 3 ? 0 : GEN_DAG) | GEN_REQUEST);
+        for (int g = PLAN_LATENCY; g <= PLAN_BALANCED; g++) {
+            char *first = NULL;
+            for (int k = 0; k < 2; k++) {
+                struct plan_opts o = {.goal = (enum plan_goal)g};
+                struct plan *plan = NULL;
+                struct err e = {0};
+                struct buf b = {0};
+                int rc = plan_solve(p.c, p.m, p.has_request ? &p.r : NULL, &o, &plan, &e);
+                assert_true(rc == ST_OK || rc == ST_EINFEASIBLE);
+                assert_int_equal(plan_to_json(plan, &b), ST_OK);
+                if (!first)
+                    first = strdup(buf_cstr(&b));
+                else
+                    assert_string_equal(first, buf_cstr(&b));
+                buf_fini(&b);
+                plan_free(plan);
+            }
+            free(first);
+        }
         problem_fini(&p);
     }
 }
@@ -319,15 +407,12 @@ static void test_shortfalls(void **s)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_chains),
-        cmocka_unit_test(test_tight_chains),
-        cmocka_unit_test(test_requests),
-        cmocka_unit_test(test_dags),
-        cmocka_unit_test(test_search),
-        cmocka_unit_test(test_exo957),
-        cmocka_unit_test(test_monotonic),
-        cmocka_unit_test(test_large),
-        cmocka_unit_test(test_cancel_and_limits),
+        cmocka_unit_test(test_chains),          cmocka_unit_test(test_tight_chains),
+        cmocka_unit_test(test_requests),        cmocka_unit_test(test_dags),
+        cmocka_unit_test(test_search),          cmocka_unit_test(test_eight),
+        cmocka_unit_test(test_exo957),          cmocka_unit_test(test_monotonic),
+        cmocka_unit_test(test_links_monotonic), cmocka_unit_test(test_repeats),
+        cmocka_unit_test(test_large),           cmocka_unit_test(test_cancel_and_limits),
         cmocka_unit_test(test_shortfalls),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
