@@ -482,11 +482,21 @@ int bench_audit(struct bench_run *run, struct err *e)
 {
     struct world w = {.run = run, .e = e, .quick = run->o.quick};
     w.clock = (struct clock){mono, wall, &w};
-    int (*const all[])(struct world *) = {ingest_case, segments_case, emit_case,
-                                          acks_case,   sealed_case,   large_case};
+    static const struct {
+        int (*run)(struct world *);
+        const char *names[3];
+    } all[] = {
+        {ingest_case, {"ingest", "verify"}},
+        {segments_case, {"ingest-after-100-segments"}},
+        {emit_case, {"emit-p99"}},
+        {acks_case, {"durable-acks-64-waiters"}},
+        {sealed_case, {"bytes-per-sealed-row"}},
+        {large_case, {"query-principal-hour-p99", "dashboard-panel-slowest"}},
+    };
     int rc = ST_OK;
     for (size_t i = 0; i < sizeof all / sizeof *all && rc == ST_OK; i++)
-        rc = all[i](&w);
+        if (bench_wants(run, "audit", all[i].names))
+            rc = all[i].run(&w);
     if (w.dir[0])
         nftw(w.dir, rm_one, 8, FTW_DEPTH | FTW_PHYS);
     return rc;

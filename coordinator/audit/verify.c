@@ -352,7 +352,7 @@ static int open_rows(struct verify *c, const struct segment *s, struct err *e)
     c->rows = c->seals = NULL;
     /* From the segment's first row on, or from where --since begins; a row before it is one too many. */
     snprintf(sql, sizeof sql, "SELECT " SEGMENT_COLUMNS " FROM audit_%06lld NOT INDEXED %s ORDER BY id",
-             (long long)s->n, c->next > s->first ? "WHERE id>=?1" : "");
+             (long long)s->slot, c->next > s->first ? "WHERE id>=?1" : "");
     int rc = db_prepare(c->db, sql, &c->rows, e);
     if (rc == ST_OK)
         rc = db_prepare(
@@ -421,6 +421,27 @@ static int open_file(struct verify *c, const char *path, struct err *e)
     return rc;
 }
 
+/* Rows that no segment has would be seen by the views and covered by no hash. */
+static int check_unused(struct verify *c, struct err *e)
+{
+    int64_t version = 0, slot = 0, id = 0;
+    int rc = db_int(c->db, "PRAGMA user_version", 0, &version, e);
+    while (rc == ST_OK && version >= SEGMENT_SLOTS_SINCE) {
+        char sql[120];
+        snprintf(sql, sizeof sql,
+                 "SELECT min(n) FROM slot WHERE n>%lld AND n NOT IN (SELECT slot FROM segment WHERE file='')",
+                 (long long)slot);
+        rc = db_int(c->db, sql, 0, &slot, e);
+        if (rc < 0 || !slot)
+            break;
+        snprintf(sql, sizeof sql, "SELECT min(id) FROM audit_%06lld", (long long)slot);
+        rc = db_int(c->db, sql, INT64_MIN, &id, e);
+        if (rc == ST_OK && id != INT64_MIN)
+            rc = broken(c, id, id, 0, 0, "a row lies in a table that no segment uses");
+    }
+    return rc;
+}
+
 /* The segments that lie in the open file, its end and its checkpoints. */
 static int check_file(struct verify *c, const struct segment *v, size_t n, struct err *e)
 {
@@ -435,6 +456,8 @@ static int check_file(struct verify *c, const struct segment *v, size_t n, struc
     }
     if (rc == ST_OK && c->next)
         rc = check_end(c, e);
+    if (rc == ST_OK)
+        rc = check_unused(c, e);
     if (from < c->v->first)
         from = c->v->first;
     return rc == ST_OK && from ? check_checkpoints(c, from, e) : rc;

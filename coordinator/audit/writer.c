@@ -187,6 +187,15 @@ static void release(struct audit *a, size_t ring_n, size_t own)
     a->n = a->ring_n = a->own_taken = 0;
 }
 
+/* The sealed segment left the file, or could not: then the keeper comes with it again. */
+static void let_go(struct audit *a, int rc)
+{
+    a->has_sealed = false;
+    if (rc == ST_OK)
+        sealed_row(a, &a->sealed);
+    keeper_dropped(a->keeper);
+}
+
 static bool checkpoint_due(struct audit *a)
 {
     int64_t rows = a->w.size + (int64_t)a->n - a->checkpoint_size;
@@ -249,13 +258,11 @@ static int write_batch(struct audit *a, struct err *e)
     int64_t now_us = clock_wall_us(a->cfg.clock);
     uint64_t dropped = atomic_load(&a->dropped);
     struct batch_checkpoint cp = {now_us, &a->cfg.signer};
+    bool rotate = rotate_due(a, now_us);
+    struct batch_extra x = {.drop = a->has_sealed ? &a->sealed : NULL,
+                            .rotate = rotate ? &cp : NULL,
+                            .checkpoint = rotate || checkpoint_due(a) ? &cp : NULL};
     watch_clock(a);
-    if (rotate_due(a, now_us)) {
-        int rc = batch_rotate(&a->w, &cp, e);
-        if (rc < 0)
-            return write_failed(a, rc, e);
-        checkpointed(a, now_us);
-    }
     int64_t first = a->w.size + 1;
     a->own_taken = a->own_n;
     for (size_t i = 0; i < a->own_taken; i++)
@@ -263,8 +270,9 @@ static int write_batch(struct audit *a, struct err *e)
     bool lost = dropped > a->reported_drops && loss_row(a, dropped, now_us);
     if (lost)
         a->items[a->n++] = (struct batch_item){a->loss.data, a->loss.len, 0};
-    bool due = checkpoint_due(a);
-    int rc = batch_write(&a->w, a->items, a->n, due ? &cp : NULL, e);
+    int rc = batch_write(&a->w, a->items, a->n, &x, e);
+    if (x.drop)
+        let_go(a, rc);
     if (rc < 0)
         return write_failed(a, rc, e);
     if (lost) {
@@ -274,7 +282,7 @@ static int write_batch(struct audit *a, struct err *e)
     if (a->sink)
         sink_rows(a->sink, first, a->items, a->n);
     release(a, a->ring_n, a->own_taken);
-    if (due)
+    if (x.checkpoint)
         checkpointed(a, now_us);
     publish(a, ST_OK, NULL, 1);
     if (a->store && a->w.drained)
@@ -318,7 +326,6 @@ static void retire(struct audit *a)
 
 static void tend(struct audit *a)
 {
-    struct seal_result r;
     struct err e;
     if (!a->w.db || a->stats.failing)
         return;
@@ -326,10 +333,12 @@ static void tend(struct audit *a)
         int left, done;
         sqlite3_wal_checkpoint_v2(a->w.db, "main", SQLITE_CHECKPOINT_PASSIVE, &left, &done);
     }
-    if (a->own_n < OWN_MAX && keeper_sealed(a->keeper, &r)) {
-        if (batch_drop(&a->w, &r, &e) == ST_OK)
-            sealed_row(a, &r);
-        else
+    if (a->own_n < OWN_MAX && !a->has_sealed)
+        a->has_sealed = keeper_sealed(a->keeper, &a->sealed);
+    if (a->has_sealed && ring_used(&a->ring) < a->cfg.flush_rows) { /* no batch is about to take it along */
+        int rc = batch_drop(&a->w, &a->sealed, &e);
+        let_go(a, rc);
+        if (rc < 0)
             LOG_E(a->cfg.log, "audit", "a sealed segment could not leave audit.db text=\"%s\"", e.text);
     }
     keeper_tell(a->keeper, a->w.wal_pages, a->w.live);
