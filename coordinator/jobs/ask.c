@@ -176,7 +176,7 @@ static void verified(void *arg, int rc, const struct err *e, const uint8_t *sha)
         mine = *e;
     bool still = l->state == LAYER_VERIFIED; /* else it was lost or released while it was being read */
     if (rc == ST_ECORRUPT && still) {
-        l->state = LAYER_LOST;
+        job_layer_state(v->j->jobs, l, LAYER_LOST);
         l->release_first = true;
         l->attempts = 0;
     }

@@ -181,6 +181,8 @@ bool layer_source(const struct job *j, const struct job_layer *l, const struct t
 int layer_digests(struct job_layer *l, const struct jobs_load_event *ev, struct err *e);
 void job_pump(struct job *j);
 void job_account_resident(struct jobs *js);
+/* A layer's new state, counted on its device at once. */
+void job_layer_state(struct jobs *js, struct job_layer *l, enum layer_state s);
 
 /* planner.c: one thread; answers on the loop */
 int planner_new(struct planner **out, struct port *port) ST_CHECK;

@@ -30,14 +30,31 @@ bool node_reachable(const struct topo_node *n)
     return n && n->user && n->state != TOPO_LOST;
 }
 
+/* Its bytes are taken on the device, so what the agent says is available no longer has them. */
+static bool on_device(enum layer_state s)
+{
+    return s == LAYER_VERIFIED || s == LAYER_LOADING;
+}
+
 static void count_layer(struct jobs *js, const struct job_layer *l, const char *device)
 {
     struct topo_device *d = topo_device(js->cfg.topo, device, NULL);
     if (!d)
         return;
     d->reserved_bytes += l->mem;
-    if (l->state == LAYER_VERIFIED || l->state == LAYER_LOADING)
+    if (on_device(l->state))
         d->resident_bytes += l->bytes;
+}
+
+void job_layer_state(struct jobs *js, struct job_layer *l, enum layer_state s)
+{
+    struct topo_device *d =
+        on_device(l->state) != on_device(s) ? topo_device(js->cfg.topo, l->device, NULL) : NULL;
+    l->state = s;
+    if (d && on_device(s))
+        d->resident_bytes += l->bytes;
+    else if (d)
+        d->resident_bytes -= d->resident_bytes < l->bytes ? d->resident_bytes : l->bytes;
 }
 
 static void count_copy(struct jobs *js, const struct job_layer *l, const char *device)
@@ -49,7 +66,8 @@ static void count_copy(struct jobs *js, const struct job_layer *l, const char *d
     d->resident_bytes += l->bytes;
 }
 
-/* Recounted from the layers, never kept as a counter that could drift. */
+/* Recounted from the layers whenever a job comes, goes or changes place, so that no drift could stay;
+ * job_layer_state keeps it true between. */
 void job_account_resident(struct jobs *js)
 {
     for (size_t i = 0; i < topo_count(js->cfg.topo); i++) {
@@ -112,12 +130,12 @@ static void layer_verified(struct job *j, struct job_layer *l, const struct call
 {
     struct store_txn *t = store_txn_new();
     uint64_t us = (clock_ns(j->jobs->cfg.clock) - c->started_ns) / NS_PER_US;
-    l->state = LAYER_VERIFIED;
+    job_layer_state(j->jobs, l, LAYER_VERIFIED);
     l->loaded = l->bytes;
     str_copy(l->source, sizeof l->source, c->peer[0] ? c->peer : "file");
     if (!t) {
         LOG_E(j->jobs->cfg.log, "jobs", "no memory to record layer=%s job=%s", l->id, j->id);
-        l->state = LAYER_LOST;
+        job_layer_state(j->jobs, l, LAYER_LOST);
         return;
     }
     char hex[65];
@@ -148,7 +166,7 @@ static void layer_verified(struct job *j, struct job_layer *l, const struct call
 
 static void layer_failed(struct job *j, struct job_layer *l, const struct err *e)
 {
-    l->state = LAYER_LOST;
+    job_layer_state(j->jobs, l, LAYER_LOST);
     l->loaded = 0;
     if (j->jobs->stopping || (e->code == ST_ECANCELED && j->state == JOB_RELEASING))
         return; /* by us */
@@ -233,7 +251,7 @@ static void on_layer_released(void *arg, int rc, const struct err *e)
         layer_failed(j, l, e);
     } else {
         l->release_first = false;
-        l->state = LAYER_LOST; /* gone from the device: now it can be loaded */
+        job_layer_state(j->jobs, l, LAYER_LOST); /* gone from the device: now it can be loaded */
     }
     job_pump(j);
 }
@@ -262,7 +280,7 @@ static void start_load(struct job *j, struct job_layer *l, struct topo_node *n)
         return;
     }
     *(release ? &j->releases : &j->loads) += 1;
-    l->state = LAYER_LOADING;
+    job_layer_state(j->jobs, l, LAYER_LOADING);
     l->loaded = 0;
 }
 
@@ -279,7 +297,7 @@ static void on_released(void *arg, int rc, const struct err *e)
               j->id, c->peer, e->text);
         for (size_t k = 0; k < j->nlayers && node_reachable(n) && n->epoch == c->epoch; k++)
             if (layer_node(j, &j->layers[k]) == n) {
-                j->layers[k].state = LAYER_LOST;
+                job_layer_state(j->jobs, &j->layers[k], LAYER_LOST);
                 j->stalled = true;
             }
     }
@@ -302,7 +320,7 @@ static bool release_node(struct job *j, struct topo_node *n)
     j->releases++;
     for (size_t k = 0; k < j->nlayers; k++)
         if (layer_node(j, &j->layers[k]) == n)
-            j->layers[k].state = LAYER_RELEASED;
+            job_layer_state(j->jobs, &j->layers[k], LAYER_RELEASED);
     return true;
 }
 
@@ -348,7 +366,7 @@ static void pump_release(struct job *j)
         return;
     struct store_txn *t = store_txn_new();
     for (size_t i = 0; t && i < j->nlayers; i++) {
-        j->layers[i].state = LAYER_RELEASED;
+        job_layer_state(j->jobs, &j->layers[i], LAYER_RELEASED);
         if (j->layers[i].device[0])
             job_store_layer(t, j, &j->layers[i]);
     }
@@ -486,7 +504,7 @@ void jobs_node_lost(struct jobs *js, struct topo_node *n)
             hit = true;
             /* A load in flight ends by its own call failing. */
             if (l->state == LAYER_VERIFIED)
-                l->state = LAYER_LOST;
+                job_layer_state(j->jobs, l, LAYER_LOST);
         }
         shift_node_lost(j, n);
         j->tried = 0;
@@ -523,9 +541,9 @@ static void reconcile(struct job *j, struct topo_node *n, struct jobs_resident *
             }
         }
         if (there && l->state != LAYER_LOADING) {
-            l->state = LAYER_VERIFIED;
+            job_layer_state(j->jobs, l, LAYER_VERIFIED);
         } else if (!there && l->state == LAYER_VERIFIED) {
-            l->state = LAYER_LOST;
+            job_layer_state(j->jobs, l, LAYER_LOST);
             j->want_degrade = true;
         }
     }

@@ -188,7 +188,7 @@ static void start_switch(struct job_shift *h)
 static void copy_failed(struct job_shift *h, const struct err *e)
 {
     struct job *j = h->j;
-    h->copy.state = LAYER_LOST;
+    job_layer_state(h->j->jobs, &h->copy, LAYER_LOST);
     if (e->code == ST_ECANCELED) {
         h->state = SHIFT_FREE; /* asked for by us; whatever arrived goes */
         str_copy(h->old, sizeof h->old, h->copy.device);
@@ -233,7 +233,7 @@ static void on_copy(void *arg, const struct jobs_load_event *ev)
     if (rc < 0) {
         copy_failed(h, &e);
     } else {
-        h->copy.state = LAYER_VERIFIED;
+        job_layer_state(h->j->jobs, &h->copy, LAYER_VERIFIED);
         if (j->state == JOB_MIGRATING && !j->moving && h->l->state == LAYER_VERIFIED && !j->jobs->stopping)
             start_switch(h);
         else
@@ -266,7 +266,7 @@ static void start_copy(struct job_shift *h)
         return;
     }
     j->loads++;
-    h->copy.state = LAYER_LOADING;
+    job_layer_state(h->j->jobs, &h->copy, LAYER_LOADING);
 }
 
 void shifts_pump(struct job *j)

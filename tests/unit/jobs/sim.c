@@ -601,6 +601,20 @@ static bool owned(const struct sim *s, unsigned node, const struct sim_held *h)
     return false;
 }
 
+/* What the coordinator takes off a device's free bytes once is what the device really holds. */
+static void check_counted(struct sim *s)
+{
+    for (unsigned i = 0; i < SIM_NODES; i++) {
+        struct topo_node *t = topo_node(s->topo, s->node[i].name);
+        for (size_t k = 0; t && t->user && k < t->ndevices; k++) {
+            uint64_t held = sim_held_bytes(&s->node[i], t->devices[k].local_id);
+            if (t->devices[k].resident_bytes != held)
+                sim_broken(s, "%s: counted as resident %llu bytes, it holds %llu", t->devices[k].id,
+                           (unsigned long long)t->devices[k].resident_bytes, (unsigned long long)held);
+        }
+    }
+}
+
 void sim_check_quiet(struct sim *s)
 {
     sim_check(s);
@@ -621,4 +635,5 @@ void sim_check_quiet(struct sim *s)
     for (const struct job *j = jobs_first(s->jobs); j; j = j->next)
         if (!job_ended(j->state) && j->state != JOB_READY && j->state != JOB_QUEUED)
             sim_broken(s, "job %s stays %s: %s", j->id, job_state_name(j->state), j->reason);
+    check_counted(s);
 }
