@@ -76,6 +76,7 @@ struct batch_writer {
     struct segment seg; /* the open one */
     struct audit_head signed_head;
     int wal_pages;
+    int64_t wal_inode;  /* of the WAL at the file's path; 0: not seen yet */
     int64_t tried_size; /* what the file holds if the batch that failed last is in it after all */
     uint8_t tried_head[CHAIN_HASH];
     unsigned live; /* closed segments in the file that wait to be sealed or are kept */
@@ -116,6 +117,11 @@ int batch_retire(struct batch_writer *w, int64_t before_us, struct segment *out,
 
 /* The strings of an event in the chain's order. */
 void batch_strings(const struct audit_event *e, const char *out[CHAIN_STRINGS]);
+
+/* ---- place.c ---- */
+
+/* ST_ECORRUPT with reason FILE_REPLACED: what w writes is not the file at path any more. */
+int place_check(struct batch_writer *w, const char *path, struct err *e) ST_CHECK;
 
 /* ---- keeper.c: two threads for what takes long beside the writer: checkpoints of the WAL, and sealing,
  * which yields to everything else ---- */
@@ -184,14 +190,16 @@ struct audit {
     size_t *arena_at;      /* where each begins */
     struct buf own[OWN_MAX];
     size_t own_n, own_taken; /* our own rows; how many of them the batch holds */
+    bool own_urgent;         /* one of them is written also when nothing else comes */
     struct buf loss;
     uint64_t read_seq; /* outbox rows up to it are in the batch or the file */
     uint64_t reported_drops, last_checkpoint_ns, last_write_ns, last_retire_ns, step_ns;
     int64_t checkpoint_size, drops_since_us;
     int64_t last_wall_us; /* at last_mono_ns, to see the clock step */
     uint64_t last_mono_ns;
-    bool reopen;     /* after a failure that SQLite may not get out of by itself */
-    bool has_sealed; /* a segment that lies in a file of its own now and leaves with the next batch */
+    bool reopen;      /* after a failure that SQLite may not get out of by itself */
+    int64_t moved_us; /* since when the file is not at its path; 0: it is */
+    bool has_sealed;  /* a segment that lies in a file of its own now and leaves with the next batch */
     struct seal_result sealed;
 };
 

@@ -3,6 +3,7 @@
  * often when much comes, so that no producer ever makes a system call for it. A batch is gathered where the
  * records lie; they are released when it is on disk, so a batch that failed is simply gathered again.
  */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -224,6 +225,8 @@ static int reopen(struct audit *a, struct err *e)
     uint8_t head[CHAIN_HASH];
     memcpy(head, a->w.tried_head, CHAIN_HASH);
     size_t ring_n = a->ring_n, own = a->own_taken;
+    if (access(a->cfg.path, F_OK) < 0) /* opening would begin a new chain */
+        return err_errno(e, errno, "%s: cannot be opened again after a failure", a->cfg.path);
     batch_close(&a->w);
     int rc = batch_open(&a->w, a->cfg.path, a->cfg.max_pages, clock_wall_us(a->cfg.clock), e);
     if (rc < 0) {
@@ -241,6 +244,33 @@ static int reopen(struct audit *a, struct err *e)
     return ST_OK;
 }
 
+static void replaced_row(struct audit *a)
+{
+    struct event_meta m = {0};
+    struct audit_event e = event_make(EV_AUDIT_FILE_REPLACED, EVENT_FAILURE, clock_wall_us(a->cfg.clock));
+    event_meta_i64(&m, "since_us", a->moved_us);
+    e.error = "audit.db was not at its path while the store ran; nothing was written meanwhile";
+    e.meta = event_meta_text(&m);
+    own_row(a, &e);
+    event_meta_fini(&m);
+    LOG_W(a->cfg.log, "audit", "audit.db is back at its path");
+    a->moved_us = 0;
+    a->own_urgent = a->own_n > 0;
+}
+
+/* Is the file where it was opened, or has it come back? */
+static int in_place(struct audit *a, struct err *e)
+{
+    if (!a->w.db)
+        return ST_OK; /* reopening is under way, and says what is wrong */
+    int rc = place_check(&a->w, a->cfg.path, e);
+    if (rc < 0 && !a->moved_us)
+        a->moved_us = clock_wall_us(a->cfg.clock);
+    if (rc == ST_OK && a->moved_us)
+        replaced_row(a);
+    return rc;
+}
+
 static int write_failed(struct audit *a, int rc, const struct err *e)
 {
     /* A full or locked file mends itself; anything else may have left the connection in a bad way. */
@@ -253,7 +283,7 @@ static int write_failed(struct audit *a, int rc, const struct err *e)
 /* Writes what is gathered, with our own rows. On failure it waits where it is. */
 static int write_batch(struct audit *a, struct err *e)
 {
-    if (a->n == 0)
+    if (a->n == 0 && !a->own_urgent)
         return ST_OK;
     int64_t now_us = clock_wall_us(a->cfg.clock);
     uint64_t dropped = atomic_load(&a->dropped);
@@ -281,6 +311,7 @@ static int write_batch(struct audit *a, struct err *e)
     }
     if (a->sink)
         sink_rows(a->sink, first, a->items, a->n);
+    a->own_urgent = false;
     release(a, a->ring_n, a->own_taken);
     if (x.checkpoint)
         checkpointed(a, now_us);
@@ -386,14 +417,15 @@ static void finish_flushes(struct audit *a, struct flush *list, const struct err
 
 static int one_round(struct audit *a, struct err *e)
 {
-    if (a->reopen) {
-        int rc = reopen(a, e);
-        if (rc < 0) {
-            publish(a, rc, e, 0);
-            return rc;
-        }
+    int rc = in_place(a, e);
+    if (rc == ST_OK && a->reopen)
+        rc = reopen(a, e);
+    if (rc < 0) {
+        publish(a, rc, e, 0);
+        return rc;
     }
-    int rc = gather(a, e), w = write_batch(a, e);
+    rc = gather(a, e);
+    int w = write_batch(a, e);
     if (w < 0)
         return w;
     if (rc < 0)
@@ -435,7 +467,9 @@ static int look(struct audit *a, struct err *e)
     if (used < a->cfg.flush_rows && since < a->cfg.flush_ns && !a->stats.failing)
         return ST_OK;
     int rc = ST_OK;
-    if (used || a->stats.failing || atomic_load(&a->outbox_dirty))
+    struct err moved; /* one_round looks again, and tells */
+    if (used || a->stats.failing || atomic_load(&a->outbox_dirty) ||
+        (a->w.db && place_check(&a->w, a->cfg.path, &moved) < 0))
         rc = one_round(a, e);
     a->last_write_ns = clock_ns(clock_system());
     choose_step(a, used, since);
