@@ -303,6 +303,11 @@ static int nothing(void *arg, const struct audit_event *e)
     return 0;
 }
 
+static void principal_of(unsigned i, char who[24])
+{
+    snprintf(who, 24, "user/u%04u", i * 7919 % 1600);
+}
+
 static int query_case(struct world *w, int64_t now_us)
 {
     unsigned n = w->quick ? 300 : 2000, rows = 0;
@@ -321,22 +326,26 @@ static int query_case(struct world *w, int64_t now_us)
                             "time_us>=?2 ORDER BY id DESC LIMIT 100",
                             -1, &st, NULL) != SQLITE_OK))
         rc = err_set(w->e, ST_EIO, "the view cannot be queried: %s", sqlite3_errmsg(db));
+    int64_t since_us = now_us - 3600ll * 1000000;
     for (unsigned i = 0; rc == ST_OK && i < n; i++) {
         char who[24];
         struct audit_filter f = AUDIT_FILTER_ALL;
-        snprintf(who, sizeof who, "user/u%04u", i * 7919 % 1600);
+        principal_of(i, who);
         f.principal = who;
-        f.since_us = now_us - 3600ll * 1000000;
+        f.since_us = since_us;
         f.descending = true;
         f.limit = 100;
         uint64_t t0 = clock_ns(clock_system());
         rc = audit_reader_query(reader, &f, nothing, &rows, w->e);
         ours[i] = (double)(clock_ns(clock_system()) - t0) / 1000;
-        if (i >= n / 10)
-            continue;
-        t0 = clock_ns(clock_system());
+    }
+    /* Afterwards, for it reads so much that the next of ours would find every cache cold. */
+    for (unsigned i = 0; rc == ST_OK && i < n / 10; i++) {
+        char who[24];
+        principal_of(i, who);
+        uint64_t t0 = clock_ns(clock_system());
         sqlite3_bind_text(st, 1, who, -1, SQLITE_STATIC);
-        sqlite3_bind_int64(st, 2, f.since_us);
+        sqlite3_bind_int64(st, 2, since_us);
         while (sqlite3_step(st) == SQLITE_ROW)
             ;
         sqlite3_reset(st);
