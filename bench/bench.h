@@ -43,7 +43,8 @@ struct bench_result {
 };
 
 struct bench_opts {
-    bool quick; /* shorter, with the same cases */
+    bool quick;       /* shorter, with the same cases */
+    const char *only; /* one case, where the area can run it alone; NULL = all */
 };
 
 struct bench_run {
@@ -56,6 +57,9 @@ void bench_put(struct bench_run *run, const char *area, const char *name, double
 /* The same for a series: ours is its median. Sorts v. */
 void bench_put_series(struct bench_run *run, const char *area, const char *name, double *v, size_t n,
                       double peer);
+bool bench_has(const char *area, const char *name);
+/* Is any of these cases (NULL ends them) asked for? Others are listed as left out. */
+bool bench_wants(struct bench_run *run, const char *area, const char *const names[]);
 /* Says why a case could not run. */
 void bench_skip(struct bench_run *run, const char *area, const char *name, const char *why);
 /* 1 met, 0 missed, -1 nothing to say (no aim, or it did not run). */

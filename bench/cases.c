@@ -190,6 +190,24 @@ void bench_put(struct bench_run *run, const char *area, const char *name, double
     r->ran = true;
 }
 
+bool bench_has(const char *area, const char *name)
+{
+    for (size_t i = 0; i < bench_cases_n; i++)
+        if (!strcmp(bench_cases[i].area, area) && !strcmp(bench_cases[i].name, name))
+            return true;
+    return false;
+}
+
+bool bench_wants(struct bench_run *run, const char *area, const char *const names[])
+{
+    bool wanted = !run->o.only;
+    for (size_t i = 0; names[i]; i++)
+        wanted = wanted || !strcmp(names[i], run->o.only);
+    for (size_t i = 0; names[i] && !wanted; i++)
+        bench_skip(run, area, names[i], "left out by --only");
+    return wanted;
+}
+
 static int compare(const void *a, const void *b)
 {
     double x = *(const double *)a, y = *(const double *)b;

@@ -1,4 +1,4 @@
-/* strata-bench AREA [--quick] [--json] */
+/* strata-bench AREA [--quick] [--only CASE] [--json] */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,12 +15,13 @@ static const struct {
 
 static int usage(FILE *to)
 {
-    fputs("usage: strata-bench AREA [--quick] [--json]\n"
+    fputs("usage: strata-bench AREA [--quick] [--only CASE] [--json]\n"
           "areas:",
           to);
     for (size_t i = 0; i < sizeof areas / sizeof *areas; i++)
         fprintf(to, " %s", areas[i].name);
     fputs("\n  --quick  shorter runs of the same cases\n"
+          "  --only   this case and those measured with it, where the area can (audit)\n"
           "  --json   strata.bench.v1 on standard output\n",
           to);
     return to == stderr ? 2 : 0;
@@ -34,6 +35,8 @@ int main(int argc, char **argv)
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "--quick"))
             run.o.quick = true;
+        else if (!strcmp(argv[i], "--only") && i + 1 < argc)
+            run.o.only = argv[++i];
         else if (!strcmp(argv[i], "--json"))
             json = true;
         else if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h"))
@@ -49,6 +52,10 @@ int main(int argc, char **argv)
     if (!area || k == n) {
         if (area)
             fprintf(stderr, "strata-bench: there is no area '%s'\n", area);
+        return usage(stderr);
+    }
+    if (run.o.only && !bench_has(area, run.o.only)) {
+        fprintf(stderr, "strata-bench: %s has no case '%s'\n", area, run.o.only);
         return usage(stderr);
     }
     struct err e = {0};

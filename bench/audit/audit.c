@@ -303,6 +303,11 @@ static int nothing(void *arg, const struct audit_event *e)
     return 0;
 }
 
+static void principal_of(unsigned i, char who[24])
+{
+    snprintf(who, 24, "user/u%04u", i * 7919 % 1600);
+}
+
 static int query_case(struct world *w, int64_t now_us)
 {
     unsigned n = w->quick ? 300 : 2000, rows = 0;
@@ -321,22 +326,26 @@ static int query_case(struct world *w, int64_t now_us)
                             "time_us>=?2 ORDER BY id DESC LIMIT 100",
                             -1, &st, NULL) != SQLITE_OK))
         rc = err_set(w->e, ST_EIO, "the view cannot be queried: %s", sqlite3_errmsg(db));
+    int64_t since_us = now_us - 3600ll * 1000000;
     for (unsigned i = 0; rc == ST_OK && i < n; i++) {
         char who[24];
         struct audit_filter f = AUDIT_FILTER_ALL;
-        snprintf(who, sizeof who, "user/u%04u", i * 7919 % 1600);
+        principal_of(i, who);
         f.principal = who;
-        f.since_us = now_us - 3600ll * 1000000;
+        f.since_us = since_us;
         f.descending = true;
         f.limit = 100;
         uint64_t t0 = clock_ns(clock_system());
         rc = audit_reader_query(reader, &f, nothing, &rows, w->e);
         ours[i] = (double)(clock_ns(clock_system()) - t0) / 1000;
-        if (i >= n / 10)
-            continue;
-        t0 = clock_ns(clock_system());
+    }
+    /* Afterwards, for it reads so much that the next of ours would find every cache cold. */
+    for (unsigned i = 0; rc == ST_OK && i < n / 10; i++) {
+        char who[24];
+        principal_of(i, who);
+        uint64_t t0 = clock_ns(clock_system());
         sqlite3_bind_text(st, 1, who, -1, SQLITE_STATIC);
-        sqlite3_bind_int64(st, 2, f.since_us);
+        sqlite3_bind_int64(st, 2, since_us);
         while (sqlite3_step(st) == SQLITE_ROW)
             ;
         sqlite3_reset(st);
@@ -482,11 +491,21 @@ int bench_audit(struct bench_run *run, struct err *e)
 {
     struct world w = {.run = run, .e = e, .quick = run->o.quick};
     w.clock = (struct clock){mono, wall, &w};
-    int (*const all[])(struct world *) = {ingest_case, segments_case, emit_case,
-                                          acks_case,   sealed_case,   large_case};
+    static const struct {
+        int (*run)(struct world *);
+        const char *names[3];
+    } all[] = {
+        {ingest_case, {"ingest", "verify"}},
+        {segments_case, {"ingest-after-100-segments"}},
+        {emit_case, {"emit-p99"}},
+        {acks_case, {"durable-acks-64-waiters"}},
+        {sealed_case, {"bytes-per-sealed-row"}},
+        {large_case, {"query-principal-hour-p99", "dashboard-panel-slowest"}},
+    };
     int rc = ST_OK;
     for (size_t i = 0; i < sizeof all / sizeof *all && rc == ST_OK; i++)
-        rc = all[i](&w);
+        if (bench_wants(run, "audit", all[i].names))
+            rc = all[i].run(&w);
     if (w.dir[0])
         nftw(w.dir, rm_one, 8, FTW_DEPTH | FTW_PHYS);
     return rc;

@@ -43,11 +43,16 @@ int port_fd(const struct port *p)
 
 void port_post(struct port *p, struct port_item *it)
 {
+    port_post_chain(p, it, it);
+}
+
+void port_post_chain(struct port *p, struct port_item *last, struct port_item *first)
+{
     struct port_item *h = atomic_load(&p->head);
     do
-        it->next = h;
-    while (!atomic_compare_exchange_weak(&p->head, &h, it));
-    /* After the exchange `it` may already be gone: only h, which is a value, is looked at. */
+        first->next = h;
+    while (!atomic_compare_exchange_weak(&p->head, &h, last));
+    /* After the exchange the items may already be gone: only h, which is a value, is looked at. */
     if (!h) {
         ssize_t w = write(p->efd, &(uint64_t){1}, 8);
         (void)w; /* an eventfd at its maximum is readable, which is all we want */

@@ -18,6 +18,8 @@ int port_new(struct port **out) ST_CHECK;
 void port_free(struct port *p); /* no producer may be left; undrained items are not run */
 int port_fd(const struct port *p);
 void port_post(struct port *p, struct port_item *it); /* any thread */
-void port_drain(struct port *p);                      /* loop thread */
+/* Several with one wake-up: linked through `next` from the last to run to the first. Any thread. */
+void port_post_chain(struct port *p, struct port_item *last, struct port_item *first);
+void port_drain(struct port *p); /* loop thread */
 
 #endif

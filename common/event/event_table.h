@@ -115,6 +115,7 @@
     X(237, AUDIT_RETIRED, "audit.retired", WARNING, KEEP, "segment first last file")                         \
     X(238, AUDIT_CLOCK_STEPPED, "audit.clock_stepped", WARNING, KEEP, "back_us")                             \
     X(239, AUDIT_SPOOL_TAKEN, "audit.spool_taken", DEBUG, SHED, "first last rows")                           \
-    X(240, AUDIT_SPOOL_REFUSED, "audit.spool_refused", ERROR, MUST, "reason first? expected?")
+    X(240, AUDIT_SPOOL_REFUSED, "audit.spool_refused", ERROR, MUST, "reason first? expected?")               \
+    X(241, AUDIT_FILE_REPLACED, "audit.file_replaced", CRITICAL, KEEP, "since_us")
 
 #endif

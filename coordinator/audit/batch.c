@@ -101,7 +101,7 @@ static int prepare_insert(struct batch_writer *w, struct err *e)
     snprintf(sql, sizeof sql,
              "INSERT INTO audit_%06lld(" SEGMENT_COLUMNS
              ") VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13)",
-             (long long)w->seg.n);
+             (long long)w->seg.slot);
     return db_prepare(w->db, sql, &w->insert, e);
 }
 
@@ -119,8 +119,9 @@ static int prepare_all(struct batch_writer *w, struct err *e)
                      "DO UPDATE SET n=n+excluded.n"},
         {&w->hour, "INSERT INTO rate_1h(hour,event,severity,result,n) VALUES(?1,?2,?3,?4,?5) ON CONFLICT DO "
                    "UPDATE SET n=n+excluded.n"},
-        {&w->name_get, "SELECT id FROM name WHERE text=?1"},
-        {&w->name_put, "INSERT INTO name(text) VALUES(?1)"},
+        {&w->name_get, "SELECT id,seen FROM name WHERE text=?1"},
+        {&w->name_put, "INSERT INTO name(text,seen) VALUES(?1,?2)"},
+        {&w->name_seen, "UPDATE name SET seen=?2 WHERE id=?1"},
     };
     int rc = prepare_insert(w, e);
     for (size_t i = 0; rc == ST_OK && i < sizeof all / sizeof all[0]; i++)
@@ -195,8 +196,8 @@ int batch_open(struct batch_writer *w, const char *path, unsigned max_pages, int
 
 void batch_close(struct batch_writer *w)
 {
-    sqlite3_stmt *all[] = {w->insert, w->seal, w->state,    w->checkpoint,
-                           w->minute, w->hour, w->name_get, w->name_put};
+    sqlite3_stmt *all[] = {w->insert, w->seal,     w->state,    w->checkpoint, w->minute,
+                           w->hour,   w->name_get, w->name_put, w->name_seen};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
         sqlite3_finalize(all[i]);
     map_free(w->names);
@@ -228,15 +229,23 @@ static int name_id(struct batch_writer *w, const char *text, int64_t *id, struct
     }
     sqlite3_bind_text(w->name_get, 1, text, (int)n, SQLITE_STATIC);
     int step = sqlite3_step(w->name_get), rc = ST_OK;
-    if (step == SQLITE_ROW)
+    bool seen = false;
+    if (step == SQLITE_ROW) {
         *id = sqlite3_column_int64(w->name_get, 0);
-    else if (step != SQLITE_DONE)
+        seen = sqlite3_column_int64(w->name_get, 1) >= w->seg.n;
+    } else if (step != SQLITE_DONE) {
         rc = db_fail(w->db, step, "looking a name up", e);
+    }
     sqlite3_reset(w->name_get);
     if (rc == ST_OK && *id == 0) {
         sqlite3_bind_text(w->name_put, 1, text, (int)n, SQLITE_STATIC);
+        sqlite3_bind_int64(w->name_put, 2, w->seg.n);
         rc = run(w, w->name_put, "writing a name", e);
         *id = sqlite3_last_insert_rowid(w->db);
+    } else if (rc == ST_OK && !seen) {
+        sqlite3_bind_int64(w->name_seen, 1, *id);
+        sqlite3_bind_int64(w->name_seen, 2, w->seg.n);
+        rc = run(w, w->name_seen, "writing a name", e);
     }
     if (rc == ST_OK && w->names && map_put(w->names, text, n, (void *)(intptr_t)*id, NULL) < 0)
         return ST_OK; /* only the cache misses it */
@@ -424,45 +433,6 @@ static int write_all(struct batch_writer *w, const struct batch_item *items, siz
     return rc;
 }
 
-int batch_write(struct batch_writer *w, const struct batch_item *items, size_t n,
-                const struct batch_checkpoint *cp, struct err *e)
-{
-    uint8_t hash[CHAIN_HASH] = {0};
-    uint64_t drained = w->drained;
-    w->tried_size = 0;
-    if (!w->names || map_count(w->names) > NAMES_MAX)
-        forget_names(w);
-    if (n > w->events_cap) {
-        struct audit_event *v = realloc(w->events, n * sizeof *v);
-        if (!v)
-            return err_set(e, ST_ENOMEM, "audit.db: out of memory");
-        w->events = v;
-        w->events_cap = n;
-    }
-    int rc = begin(w, e);
-    if (rc == ST_OK) {
-        rc = write_all(w, items, n, cp, hash, &drained, e);
-        w->tried_size = rc == ST_OK ? w->size + (int64_t)n : 0;
-        memcpy(w->tried_head, hash, CHAIN_HASH);
-        rc = finish(w, rc, e);
-    }
-    if (rc < 0) {
-        forget_names(w);
-        return rc;
-    }
-    w->tried_size = 0;
-    w->size += (int64_t)n;
-    w->drained = drained;
-    memcpy(w->head, hash, CHAIN_HASH);
-    return ST_OK;
-}
-
-int batch_checkpoint(struct batch_writer *w, const struct batch_checkpoint *cp, struct err *e)
-{
-    int rc = begin(w, e);
-    return rc < 0 ? rc : finish(w, write_checkpoint(w, w->size, w->head, cp, e), e);
-}
-
 static int close_segment(struct batch_writer *w, struct err *e)
 {
     sqlite3_stmt *st = NULL;
@@ -482,51 +452,124 @@ static int close_segment(struct batch_writer *w, struct err *e)
     return rc;
 }
 
-int batch_rotate(struct batch_writer *w, const struct batch_checkpoint *cp, struct err *e)
+/* Inside a transaction; the caller puts w->seg back if that fails. */
+static int rotate(struct batch_writer *w, const struct batch_checkpoint *cp, struct err *e)
 {
-    struct segment next = {.n = w->seg.n + 1, .first = w->size + 1, .opened_us = cp->ts_us}, old = w->seg;
+    struct segment next = {.n = w->seg.n + 1, .first = w->size + 1, .opened_us = cp->ts_us};
     memcpy(next.prev, w->head, CHAIN_HASH);
-    int rc = begin(w, e);
-    if (rc < 0)
-        return rc;
-    rc = close_segment(w, e);
+    int rc = close_segment(w, e);
     if (rc == ST_OK)
         rc = write_checkpoint(w, w->size, w->head, cp, e);
     if (rc == ST_OK)
         rc = segment_create(w->db, &next, e);
-    if (rc == ST_OK)
-        rc = segment_views(w->db, e);
+    if (rc < 0)
+        return rc;
     w->seg = next;
+    forget_names(w);
+    return prepare_insert(w, e);
+}
+
+/* Inside a transaction. */
+static int drop(struct batch_writer *w, const struct seal_result *r, struct err *e)
+{
+    char sql[600], hex[2 * CHAIN_HASH + 1];
+    hex_encode(hex, r->sha256, CHAIN_HASH);
+    /* Without a condition SQLite frees the pages of a table and does not look at its rows one by one.
+     * Checkpoints stay, for they are few and tell of the chain before the rows that are here. */
+    snprintf(sql, sizeof sql,
+             "DELETE FROM audit_%06lld; DELETE FROM seal WHERE first BETWEEN %lld AND %lld;"
+             "UPDATE segment SET file='%s',sha256=x'%s' WHERE n=%lld;"
+             "DELETE FROM name WHERE seen<=%lld",
+             (long long)r->slot, (long long)r->first, (long long)r->last, r->file, hex, (long long)r->n,
+             (long long)r->n);
+    return db_exec(w->db, sql, e);
+}
+
+/* What a failure took back. */
+static void back_to(struct batch_writer *w, const struct segment *seg, const struct audit_head *signed_head)
+{
+    if (w->seg.n != seg->n) { /* the next batch prepares it for the segment that is still open */
+        sqlite3_finalize(w->insert);
+        w->insert = NULL;
+    }
+    w->seg = *seg;
+    w->signed_head = *signed_head; /* a witness must never see one that is not on disk */
+    forget_names(w);
+}
+
+static int make_room(struct batch_writer *w, size_t n, struct err *e)
+{
+    if (!w->names || map_count(w->names) > NAMES_MAX)
+        forget_names(w);
+    if (n > w->events_cap) {
+        struct audit_event *v = realloc(w->events, n * sizeof *v);
+        if (!v)
+            return err_set(e, ST_ENOMEM, "audit.db: out of memory");
+        w->events = v;
+        w->events_cap = n;
+    }
+    return w->insert ? ST_OK : prepare_insert(w, e);
+}
+
+int batch_write(struct batch_writer *w, const struct batch_item *items, size_t n, const struct batch_extra *x,
+                struct err *e)
+{
+    uint8_t hash[CHAIN_HASH] = {0};
+    uint64_t drained = w->drained;
+    struct segment seg = w->seg;
+    struct audit_head signed_head = w->signed_head;
+    w->tried_size = 0;
+    int rc = make_room(w, n, e);
     if (rc == ST_OK)
-        rc = prepare_insert(w, e);
+        rc = begin(w, e);
+    if (rc < 0)
+        return rc;
+    if (x->drop)
+        rc = drop(w, x->drop, e);
+    if (rc == ST_OK && x->rotate)
+        rc = rotate(w, x->rotate, e);
+    if (rc == ST_OK)
+        rc = write_all(w, items, n, x->checkpoint, hash, &drained, e);
+    w->tried_size = rc == ST_OK ? w->size + (int64_t)n : 0;
+    memcpy(w->tried_head, hash, CHAIN_HASH);
     rc = finish(w, rc, e);
     if (rc < 0) {
-        w->seg = old;
-        int again = prepare_insert(w, NULL);
-        return again < 0 && rc == ST_OK ? again : rc;
+        back_to(w, &seg, &signed_head);
+        return rc;
     }
-    w->live++;
+    w->tried_size = 0;
+    w->size += (int64_t)n;
+    w->drained = drained;
+    memcpy(w->head, hash, CHAIN_HASH);
+    w->live += x->rotate != NULL;
+    if (x->drop) {
+        w->live -= w->live > 0;
+        forget_names(w); /* some of them are gone */
+    }
     return ST_OK;
+}
+
+int batch_checkpoint(struct batch_writer *w, const struct batch_checkpoint *cp, struct err *e)
+{
+    struct audit_head signed_head = w->signed_head;
+    int rc = begin(w, e);
+    if (rc == ST_OK)
+        rc = finish(w, write_checkpoint(w, w->size, w->head, cp, e), e);
+    if (rc < 0)
+        w->signed_head = signed_head;
+    return rc;
 }
 
 int batch_drop(struct batch_writer *w, const struct seal_result *r, struct err *e)
 {
-    char sql[600], hex[2 * CHAIN_HASH + 1];
-    hex_encode(hex, r->sha256, CHAIN_HASH);
-    /* Checkpoints stay, for they are few and tell of the chain before the rows that are here. */
-    snprintf(sql, sizeof sql,
-             "DROP TABLE audit_%06lld; DELETE FROM seal WHERE first BETWEEN %lld AND %lld;"
-             "UPDATE segment SET file='%s',sha256=x'%s' WHERE n=%lld",
-             (long long)r->n, (long long)r->first, (long long)r->last, r->file, hex, (long long)r->n);
     int rc = begin(w, e);
     if (rc < 0)
         return rc;
-    rc = db_exec(w->db, sql, e);
-    if (rc == ST_OK)
-        rc = segment_views(w->db, e);
-    rc = finish(w, rc, e);
-    if (rc == ST_OK && w->live)
-        w->live--;
+    rc = finish(w, drop(w, r, e), e);
+    if (rc == ST_OK) {
+        w->live -= w->live > 0;
+        forget_names(w);
+    }
     return rc;
 }
 

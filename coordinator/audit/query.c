@@ -117,7 +117,7 @@ static int build_sql(const struct query *q, const struct segment *s, struct buf 
     static const char *const columns[NAMES] = {"principal", "node", "device", "job", "session"};
     const struct audit_filter *f = q->f;
     const char *hint = index_hint(f);
-    long long n = s->n;
+    long long n = s->slot;
     int rc =
         buf_printf(sql,
                    "SELECT a.id,a.ts_us,a.event,a.severity,a.result,"

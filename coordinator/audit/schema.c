@@ -46,6 +46,16 @@ static const char *const steps[] = {
     " result INTEGER NOT NULL, n INTEGER NOT NULL, PRIMARY KEY(hour,event,severity,result)) STRICT, "
     "WITHOUT ROWID;"
     "INSERT INTO rate_1h SELECT minute/60,event,severity,result,sum(n) FROM rate_1m GROUP BY 1,2,3,4;",
+    /* 2 → 3. The tables of segments are used again: one that was sealed is emptied and takes the rows of a
+     * later one. So neither tables nor views change while the store runs, and no statement, of ours or of a
+     * dashboard, is compiled anew because a segment came or went. */
+    "CREATE TABLE slot(n INTEGER PRIMARY KEY) STRICT;"
+    "INSERT INTO slot SELECT n FROM segment WHERE file='';"
+    "ALTER TABLE segment ADD COLUMN slot INTEGER NOT NULL DEFAULT 0;"
+    "UPDATE segment SET slot=n;"
+    /* The last segment that uses a name: when it leaves, so does the name. */
+    "ALTER TABLE name ADD COLUMN seen INTEGER NOT NULL DEFAULT 0;"
+    "UPDATE name SET seen=(SELECT max(n) FROM segment);",
 };
 
 const struct db_kind audit_db_kind = {

@@ -16,6 +16,7 @@
 #include "coordinator/audit/audit_priv.h"
 
 #define CHUNK 20000
+#define NAMES_MAX 1000000000 /* 120 MB as bits */
 
 int file_sha256(const char *path, uint8_t out[CHAIN_HASH], uint64_t *bytes, struct err *e)
 {
@@ -58,7 +59,9 @@ static const char *const tables =
     " drained INTEGER NOT NULL) STRICT;"
     "CREATE TABLE s.segment(n INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL,"
     " ts_min INTEGER NOT NULL, ts_max INTEGER NOT NULL, opened_us INTEGER NOT NULL, prev BLOB NOT NULL,"
-    " head BLOB NOT NULL, file TEXT NOT NULL, sha256 BLOB NOT NULL, retired INTEGER NOT NULL) STRICT;"
+    " head BLOB NOT NULL, file TEXT NOT NULL, sha256 BLOB NOT NULL, retired INTEGER NOT NULL,"
+    " slot INTEGER NOT NULL) STRICT;"
+    "CREATE TABLE s.slot(n INTEGER PRIMARY KEY) STRICT;"
     "CREATE TABLE s.rate_1m(minute INTEGER NOT NULL, event INTEGER NOT NULL, severity INTEGER NOT NULL,"
     " result INTEGER NOT NULL, n INTEGER NOT NULL, PRIMARY KEY(minute,event,severity,result)) STRICT, "
     "WITHOUT ROWID;"
@@ -66,7 +69,8 @@ static const char *const tables =
     " result INTEGER NOT NULL, n INTEGER NOT NULL, PRIMARY KEY(hour,event,severity,result)) STRICT, "
     "WITHOUT ROWID;";
 
-/* One statement for segment n, with %1 the number and %2 and %3 its first and last row. */
+/* One statement for segment n, with %1 its number as part of a name, %2 and %3 its first and last row, %n the
+ * number, and %t its table in audit.db. */
 static int exec_for(sqlite3 *db, const struct segment *s, const char *pattern, struct err *e)
 {
     struct buf b = {0};
@@ -78,6 +82,7 @@ static int exec_for(sqlite3 *db, const struct segment *s, const char *pattern, s
         }
         p++;
         rc = *p == '1'   ? buf_printf(&b, "%06lld", (long long)s->n)
+             : *p == 't' ? buf_printf(&b, "%06lld", (long long)s->slot)
              : *p == '2' ? buf_printf(&b, "%lld", (long long)s->first)
              : *p == '3' ? buf_printf(&b, "%lld", (long long)s->last)
                          : buf_printf(&b, "%lld", (long long)s->n);
@@ -87,131 +92,195 @@ static int exec_for(sqlite3 *db, const struct segment *s, const char *pattern, s
     return rc;
 }
 
-/* The same columns in the same order and no index yet: SQLite then moves whole records. */
+/* The same columns in the same order and the same indexes: SQLite then moves whole records, also those of the
+ * indexes, which are in order already. */
 static int copy_rows(sqlite3 *db, const struct segment *s, struct err *e)
 {
-    int rc =
-        exec_for(db, s,
-                 "CREATE TABLE s.audit_%1(id INTEGER PRIMARY KEY, ts_us INTEGER NOT NULL, event INTEGER NOT "
-                 "NULL, severity INTEGER NOT NULL, result INTEGER NOT NULL, principal INTEGER NOT NULL, "
-                 "device INTEGER NOT NULL, node INTEGER NOT NULL, session INTEGER NOT NULL, job INTEGER NOT "
-                 "NULL, operation INTEGER NOT NULL, error TEXT, meta TEXT) STRICT",
-                 e);
-    return rc < 0 ? rc : exec_for(db, s, "INSERT INTO s.audit_%1 SELECT * FROM main.audit_%1", e);
+    int rc = segment_table(db, "s", s->n, e);
+    return rc < 0 ? rc : exec_for(db, s, "INSERT INTO s.audit_%1 SELECT * FROM main.audit_%t", e);
 }
 
 struct rate {
     int64_t key[4]; /* minute, event, severity, result */
     int64_t n;
 };
+#define RATES 64u
 
-static int put_rates(sqlite3_stmt *put, sqlite3 *db, const struct rate *r, size_t n, struct err *e)
+/* What one look at all rows finds out. */
+struct tally {
+    sqlite3 *db;
+    sqlite3_stmt *put_rate, *put_name;
+    struct rate rates[RATES];
+    size_t n_rates;
+    uint8_t *used; /* a bit for each number of a name */
+    int64_t max_name;
+};
+
+static int put_rates(struct tally *t, struct err *e)
 {
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < t->n_rates; i++) {
         for (int k = 0; k < 4; k++)
-            sqlite3_bind_int64(put, 1 + k, r[i].key[k]);
-        sqlite3_bind_int64(put, 5, r[i].n);
-        if (sqlite3_step(put) != SQLITE_DONE)
-            return db_fail(db, sqlite3_extended_errcode(db), "counting the rows", e);
-        sqlite3_reset(put);
+            sqlite3_bind_int64(t->put_rate, 1 + k, t->rates[i].key[k]);
+        sqlite3_bind_int64(t->put_rate, 5, t->rates[i].n);
+        if (sqlite3_step(t->put_rate) != SQLITE_DONE)
+            return db_fail(t->db, sqlite3_extended_errcode(t->db), "counting the rows", e);
+        sqlite3_reset(t->put_rate);
     }
+    t->n_rates = 0;
     return ST_OK;
 }
 
 /* Counted in the order of the rows, where neighbours share their minute; a GROUP BY would sort all of them.
  */
-static int copy_rates(sqlite3 *db, const struct segment *s, int (*pause)(void *arg), void *arg, struct err *e)
+static int tally_rate(struct tally *t, sqlite3_stmt *row, struct err *e)
 {
-    enum { RATES = 64 };
-    struct rate r[RATES];
-    size_t n = 0;
-    char sql[120];
-    int64_t rows = 0;
-    sqlite3_stmt *get = NULL, *put = NULL;
-    snprintf(sql, sizeof sql, "SELECT ts_us/60000000,event,severity,result FROM s.audit_%06lld",
-             (long long)s->n);
-    int step = SQLITE_DONE, rc = db_prepare(db, sql, &get, e);
+    struct rate x = {.n = 1};
+    size_t i = t->n_rates;
+    for (int k = 0; k < 4; k++)
+        x.key[k] = sqlite3_column_int64(row, k);
+    while (i > 0 && memcmp(t->rates[i - 1].key, x.key, sizeof x.key) != 0)
+        i--;
+    if (i > 0) {
+        t->rates[i - 1].n++;
+        return ST_OK;
+    }
+    int rc = t->n_rates == RATES ? put_rates(t, e) : ST_OK;
+    if (rc == ST_OK)
+        t->rates[t->n_rates++] = x;
+    return rc;
+}
+
+/* A number that is no name's is left to the verifier, who finds that the row refers to none. */
+static void tally_names(struct tally *t, sqlite3_stmt *row)
+{
+    for (int k = 4; k < 10; k++) {
+        int64_t id = sqlite3_column_int64(row, k);
+        if (id > 0 && id <= t->max_name)
+            t->used[id / 8] |= (uint8_t)(1u << (id % 8));
+    }
+}
+
+static int put_names(struct tally *t, struct err *e)
+{
+    for (int64_t id = 1; id <= t->max_name; id++) {
+        if (!(t->used[id / 8] & 1u << (id % 8)))
+            continue;
+        sqlite3_bind_int64(t->put_name, 1, id);
+        if (sqlite3_step(t->put_name) != SQLITE_DONE)
+            return db_fail(t->db, sqlite3_extended_errcode(t->db), "copying the names", e);
+        sqlite3_reset(t->put_name);
+    }
+    return ST_OK;
+}
+
+static int tally_open(struct tally *t, struct err *e)
+{
+    int rc = db_int(t->db, "SELECT max(id) FROM main.name", 0, &t->max_name, e);
+    if (rc == ST_OK && t->max_name > NAMES_MAX)
+        rc = err_reason(e, ST_ECORRUPT, "DAMAGED",
+                        "audit.db: a name has the number %lld, which none can have", (long long)t->max_name);
+    t->used = rc == ST_OK ? calloc((size_t)t->max_name / 8 + 1, 1) : NULL;
+    if (rc == ST_OK && !t->used)
+        rc = err_set(e, ST_ENOMEM, "sealing: out of memory");
     if (rc == ST_OK)
         rc = db_prepare(
-            db, "INSERT INTO s.rate_1m VALUES(?1,?2,?3,?4,?5) ON CONFLICT DO UPDATE SET n=n+excluded.n", &put,
-            e);
+            t->db, "INSERT INTO s.rate_1m VALUES(?1,?2,?3,?4,?5) ON CONFLICT DO UPDATE SET n=n+excluded.n",
+            &t->put_rate, e);
+    return rc < 0 ? rc
+                  : db_prepare(t->db, "INSERT INTO s.name SELECT id,text FROM main.name WHERE id=?1",
+                               &t->put_name, e);
+}
+
+/* Rates and names, in one look at the rows. */
+static int copy_tally(sqlite3 *db, const struct segment *s, bool (*stop)(void *arg), void *arg, struct err *e)
+{
+    struct tally t = {.db = db};
+    char sql[160];
+    int64_t rows = 0;
+    sqlite3_stmt *get = NULL;
+    snprintf(sql, sizeof sql,
+             "SELECT ts_us/60000000,event,severity,result,principal,device,node,session,job,operation FROM "
+             "s.audit_%06lld NOT INDEXED",
+             (long long)s->n);
+    int step = SQLITE_DONE, rc = tally_open(&t, e);
+    if (rc == ST_OK)
+        rc = db_prepare(db, sql, &get, e);
     while (rc == ST_OK && (step = sqlite3_step(get)) == SQLITE_ROW) {
-        struct rate x = {.n = 1};
-        size_t i = n;
-        for (int k = 0; k < 4; k++)
-            x.key[k] = sqlite3_column_int64(get, k);
-        while (i > 0 && memcmp(r[i - 1].key, x.key, sizeof x.key) != 0)
-            i--;
-        if (i > 0) {
-            r[i - 1].n++;
-        } else {
-            if (n == RATES) {
-                rc = put_rates(put, db, r, n, e);
-                n = 0;
-            }
-            r[n++] = x;
-        }
-        if (++rows % CHUNK == 0 && pause && pause(arg))
+        tally_names(&t, get);
+        rc = tally_rate(&t, get, e);
+        if (rc == ST_OK && ++rows % CHUNK == 0 && stop && stop(arg))
             rc = err_set(e, ST_ECLOSED, "sealing was stopped");
     }
     if (rc == ST_OK && step != SQLITE_DONE)
         rc = db_fail(db, step, "counting the rows", e);
     if (rc == ST_OK)
-        rc = put_rates(put, db, r, n, e);
+        rc = put_rates(&t, e);
+    if (rc == ST_OK)
+        rc = put_names(&t, e);
     sqlite3_finalize(get);
-    sqlite3_finalize(put);
+    sqlite3_finalize(t.put_rate);
+    sqlite3_finalize(t.put_name);
+    free(t.used);
     return rc;
 }
 
 static int copy_rest(sqlite3 *db, const struct segment *s, struct err *e)
 {
     static const char *const sql[] = {
-        "INSERT INTO s.name SELECT id,text FROM main.name WHERE id IN (SELECT principal FROM s.audit_%1 "
-        "UNION "
-        "SELECT device FROM s.audit_%1 UNION SELECT node FROM s.audit_%1 UNION SELECT session FROM "
-        "s.audit_%1 "
-        "UNION SELECT job FROM s.audit_%1 UNION SELECT operation FROM s.audit_%1) ORDER BY id",
         "INSERT INTO s.seal SELECT first,last,ts_min,ts_max,prev,hash FROM main.seal WHERE first BETWEEN %2 "
-        "AND "
-        "%3 ORDER BY first",
+        "AND %3 ORDER BY first",
         "CREATE INDEX s.seal_time ON seal(ts_max, first)",
         "INSERT INTO s.checkpoint SELECT size,head,ts_us,key_id,sig FROM main.checkpoint WHERE size BETWEEN "
-        "%2 "
-        "AND %3 ORDER BY size",
+        "%2 AND %3 ORDER BY size",
         "INSERT INTO s.state SELECT 1,last,head,0 FROM main.segment WHERE n=%n",
-        ("INSERT INTO s.segment SELECT n,first,last,ts_min,ts_max,opened_us,prev,head,'',zeroblob(32),0 FROM "
-         "main.segment WHERE n=%n"),
+        "INSERT INTO s.slot VALUES(%n)",
+        ("INSERT INTO s.segment SELECT n,first,last,ts_min,ts_max,opened_us,prev,head,'',zeroblob(32),0,n "
+         "FROM main.segment WHERE n=%n"),
         "INSERT INTO s.rate_1h SELECT minute/60,event,severity,result,sum(n) FROM s.rate_1m GROUP BY 1,2,3,4",
-        "CREATE INDEX s.audit_%1_principal ON audit_%1(principal)",
         "CREATE INDEX s.audit_%1_event ON audit_%1(event)",
-        "CREATE INDEX s.audit_%1_device ON audit_%1(device) WHERE device<>0",
-        "CREATE INDEX s.audit_%1_time ON audit_%1(ts_us)",
-        "CREATE INDEX s.audit_%1_critical ON audit_%1(ts_us) WHERE severity>=3",
-        "CREATE INDEX s.audit_%1_denied ON audit_%1(ts_us) WHERE result=2",
-        "CREATE INDEX s.audit_%1_job ON audit_%1(job) WHERE job<>0"};
+        "CREATE INDEX s.audit_%1_device ON audit_%1(device) WHERE device<>0"};
     int rc = ST_OK;
     for (size_t i = 0; rc == ST_OK && i < sizeof sql / sizeof *sql; i++)
         rc = exec_for(db, s, sql[i], e);
     return rc;
 }
 
-static int attach(sqlite3 **db, const char *path, const char *tmp, struct err *e)
+static bool fits_uri(const char *path)
 {
-    char uri[2300], sql[2400];
-    int n = snprintf(uri, sizeof uri, "file:%s?mode=ro", path);
-    if (n >= (int)sizeof uri || strpbrk(path, "?#%'") || strpbrk(tmp, "?#%'"))
+    return strlen(path) < 2000 && !strpbrk(path, "?#%'");
+}
+
+int seal_open(sqlite3 **db, const char *path, struct err *e)
+{
+    char uri[2100];
+    *db = NULL;
+    if (!fits_uri(path))
         return err_set(e, ST_EINVAL, "%s: a path with one of ? # %% ' or too long cannot be sealed", path);
+    snprintf(uri, sizeof uri, "file:%s?mode=ro", path);
     int rc = sqlite3_open_v2(
         uri, db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_URI, NULL);
-    if (rc != SQLITE_OK)
-        return db_fail(*db, rc, "opening for sealing", e);
+    if (rc != SQLITE_OK) {
+        rc = db_fail(*db, rc, "opening for sealing", e);
+        db_close(*db);
+        *db = NULL;
+        return rc;
+    }
     sqlite3_extended_result_codes(*db, 1);
     sqlite3_busy_timeout(*db, 5000);
+    return ST_OK;
+}
+
+static int attach(sqlite3 *db, const char *tmp, struct err *e)
+{
+    char sql[2400];
+    if (!fits_uri(tmp))
+        return err_set(e, ST_EINVAL, "%s: a path with one of ? # %% ' or too long cannot be sealed", tmp);
     snprintf(sql, sizeof sql,
              "ATTACH 'file:%s?mode=rwc' AS s; PRAGMA s.journal_mode=OFF; PRAGMA s.synchronous=OFF;"
-             "PRAGMA s.locking_mode=EXCLUSIVE; PRAGMA s.application_id=%d; PRAGMA s.user_version=%d",
+             "PRAGMA s.locking_mode=EXCLUSIVE; PRAGMA s.cache_size=-32768; PRAGMA s.application_id=%d;"
+             "PRAGMA s.user_version=%d",
              tmp, audit_db_kind.app_id, audit_db_kind.n_steps);
-    return db_exec(*db, sql, e);
+    return db_exec(db, sql, e);
 }
 
 /* The views a reader of audit.db knows work on the sealed file too. */
@@ -251,13 +320,12 @@ static int put_in_place(const char *tmp, const char *final, const char *dir, str
     return rc == ST_OK ? sync_path(dir, O_RDONLY | O_DIRECTORY, e) : rc;
 }
 
-int seal_segment(const char *path, const struct segment *s, int (*pause)(void *arg), void *arg,
+int seal_segment(sqlite3 *db, const char *path, const struct segment *s, bool (*stop)(void *arg), void *arg,
                  struct seal_result *out, struct err *e)
 {
     char dir[1024], tmp[1100], final[1024];
     uint64_t start = clock_ns(clock_system());
-    sqlite3 *db = NULL;
-    *out = (struct seal_result){.n = s->n, .first = s->first, .last = s->last};
+    *out = (struct seal_result){.n = s->n, .first = s->first, .last = s->last, .slot = s->slot};
     snprintf(out->file, sizeof out->file, "%06lld.db", (long long)s->n);
     if (segment_path(dir, path, "") < 0 || segment_path(final, path, out->file) < 0)
         return err_set(e, ST_ELIMIT, "%s: its path is too long to seal beside it", path);
@@ -267,16 +335,17 @@ int seal_segment(const char *path, const struct segment *s, int (*pause)(void *a
         return rc;
     if (unlink(tmp) < 0 && errno != ENOENT)
         return err_errno(e, errno, "%s: cannot be removed", tmp);
-    rc = attach(&db, path, tmp, e);
+    rc = attach(db, tmp, e);
     if (rc == ST_OK)
         rc = db_exec(db, tables, e);
     if (rc == ST_OK)
         rc = copy_rows(db, s, e);
     if (rc == ST_OK)
-        rc = copy_rates(db, s, pause, arg, e);
+        rc = copy_tally(db, s, stop, arg, e);
     if (rc == ST_OK)
         rc = copy_rest(db, s, e);
-    db_close(db);
+    if (rc == ST_OK)
+        rc = db_exec(db, "DETACH s", e);
     if (rc == ST_OK)
         rc = finish_views(tmp, e);
     if (rc == ST_OK)

@@ -30,6 +30,7 @@ struct verify {
     int64_t next;         /* id the next row must have; 0: nothing was looked at yet */
     size_t witness;       /* next of o->witnessed */
     int64_t witnessed_to; /* rows up to here are vouched for by a witness */
+    int64_t sealed_n;     /* the last segment whose sealed file was looked at */
     /* the file that is being read */
     const char *path;
     sqlite3 *db;
@@ -352,7 +353,7 @@ static int open_rows(struct verify *c, const struct segment *s, struct err *e)
     c->rows = c->seals = NULL;
     /* From the segment's first row on, or from where --since begins; a row before it is one too many. */
     snprintf(sql, sizeof sql, "SELECT " SEGMENT_COLUMNS " FROM audit_%06lld NOT INDEXED %s ORDER BY id",
-             (long long)s->n, c->next > s->first ? "WHERE id>=?1" : "");
+             (long long)s->slot, c->next > s->first ? "WHERE id>=?1" : "");
     int rc = db_prepare(c->db, sql, &c->rows, e);
     if (rc == ST_OK)
         rc = db_prepare(
@@ -421,6 +422,27 @@ static int open_file(struct verify *c, const char *path, struct err *e)
     return rc;
 }
 
+/* Rows that no segment has would be seen by the views and covered by no hash. */
+static int check_unused(struct verify *c, struct err *e)
+{
+    int64_t version = 0, slot = 0, id = 0;
+    int rc = db_int(c->db, "PRAGMA user_version", 0, &version, e);
+    while (rc == ST_OK && version >= SEGMENT_SLOTS_SINCE) {
+        char sql[120];
+        snprintf(sql, sizeof sql,
+                 "SELECT min(n) FROM slot WHERE n>%lld AND n NOT IN (SELECT slot FROM segment WHERE file='')",
+                 (long long)slot);
+        rc = db_int(c->db, sql, 0, &slot, e);
+        if (rc < 0 || !slot)
+            break;
+        snprintf(sql, sizeof sql, "SELECT min(id) FROM audit_%06lld", (long long)slot);
+        rc = db_int(c->db, sql, INT64_MIN, &id, e);
+        if (rc == ST_OK && id != INT64_MIN)
+            rc = broken(c, id, id, 0, 0, "a row lies in a table that no segment uses");
+    }
+    return rc;
+}
+
 /* The segments that lie in the open file, its end and its checkpoints. */
 static int check_file(struct verify *c, const struct segment *v, size_t n, struct err *e)
 {
@@ -435,6 +457,8 @@ static int check_file(struct verify *c, const struct segment *v, size_t n, struc
     }
     if (rc == ST_OK && c->next)
         rc = check_end(c, e);
+    if (rc == ST_OK)
+        rc = check_unused(c, e);
     if (from < c->v->first)
         from = c->v->first;
     return rc == ST_OK && from ? check_checkpoints(c, from, e) : rc;
@@ -474,7 +498,30 @@ static int check_sealed(struct verify *c, const char *path, const struct segment
                : rc;
 }
 
-static int check_everything(struct verify *c, const char *path, struct err *e)
+static int check_list(struct verify *c, const struct segment *v, size_t n)
+{
+    bool gone = true; /* only the oldest may be retired */
+    for (size_t i = 0; i < n; i++) {
+        gone = gone && v[i].retired;
+        if (v[i].retired && !gone)
+            return broken(c, v[i].first, v[i].last, v[i].ts_min, v[i].ts_max,
+                          "a segment is marked as retired");
+        if (i && (v[i].n != v[i - 1].n + 1 || v[i].first != v[i - 1].last + 1))
+            return broken(c, v[i - 1].last + 1, v[i].first - 1, 0, 0, "a segment is gone from the list");
+    }
+    return ST_OK;
+}
+
+/* --since leaves out those that ended before. */
+static bool sealed_wanted(const struct verify *c, const struct segment *s)
+{
+    return s->n > c->sealed_n && s->file[0] && !s->retired && !c->o->alone &&
+           !(c->o->since_us && s->ts_max < c->o->since_us);
+}
+
+/* The sealed files that were not looked at yet. The first that is looked at is anchored by the live file's
+ * checkpoint, so that one is opened for it. */
+static int check_sealed_files(struct verify *c, const char *path, struct err *e)
 {
     struct segment *v = NULL;
     size_t n = 0;
@@ -483,18 +530,10 @@ static int check_everything(struct verify *c, const char *path, struct err *e)
     if (rc == ST_OK)
         rc = segment_list(db, &v, &n, e);
     db_close(db);
-    bool gone = true; /* only the oldest may be retired */
+    if (rc == ST_OK)
+        rc = check_list(c, v, n);
     for (size_t i = 0; rc == ST_OK && i < n; i++) {
-        gone = gone && v[i].retired;
-        if (v[i].retired && !gone)
-            rc = broken(c, v[i].first, v[i].last, v[i].ts_min, v[i].ts_max, "a segment is marked as retired");
-        else if (i && (v[i].n != v[i - 1].n + 1 || v[i].first != v[i - 1].last + 1))
-            rc = broken(c, v[i - 1].last + 1, v[i].first - 1, 0, 0, "a segment is gone from the list");
-    }
-    /* Sealed files first: --since leaves out those that ended before. The first that is looked at is anchored
-     * by the live file's checkpoint, so that one is opened for it. */
-    for (size_t i = 0; rc == ST_OK && i < n && !c->o->alone; i++) {
-        if (!v[i].file[0] || v[i].retired || (c->o->since_us && v[i].ts_max < c->o->since_us))
+        if (!sealed_wanted(c, &v[i]))
             continue;
         if (!c->next && !c->o->since_us) {
             rc = open_file(c, path, e);
@@ -504,13 +543,38 @@ static int check_everything(struct verify *c, const char *path, struct err *e)
         }
         if (rc == ST_OK)
             rc = check_sealed(c, path, &v[i], e);
+        c->sealed_n = v[i].n;
     }
     free(v);
-    v = NULL;
-    if (rc == ST_OK)
-        rc = open_file(c, path, e);
-    if (rc == ST_OK)
-        rc = segment_list(c->db, &v, &n, e); /* in the transaction now */
+    return rc;
+}
+
+/* Opens the live file and lists its segments, in one transaction. A segment that was sealed since the files
+ * were looked at is looked at first: the store goes on while we read. */
+static int settle(struct verify *c, const char *path, struct segment **v, size_t *n, struct err *e)
+{
+    for (;;) {
+        bool more = false;
+        int rc = check_sealed_files(c, path, e);
+        if (rc == ST_OK)
+            rc = open_file(c, path, e);
+        if (rc == ST_OK)
+            rc = segment_list(c->db, v, n, e);
+        for (size_t i = 0; rc == ST_OK && i < *n; i++)
+            more = more || sealed_wanted(c, &(*v)[i]);
+        if (!more)
+            return rc;
+        close_file(c);
+        free(*v);
+        *v = NULL;
+    }
+}
+
+static int check_everything(struct verify *c, const char *path, struct err *e)
+{
+    struct segment *v = NULL;
+    size_t n = 0;
+    int rc = settle(c, path, &v, &n, e);
     if (rc == ST_OK)
         rc = check_file(c, v, n, e);
     close_file(c);

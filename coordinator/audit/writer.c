@@ -3,6 +3,7 @@
  * often when much comes, so that no producer ever makes a system call for it. A batch is gathered where the
  * records lie; they are released when it is on disk, so a batch that failed is simply gathered again.
  */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -187,6 +188,15 @@ static void release(struct audit *a, size_t ring_n, size_t own)
     a->n = a->ring_n = a->own_taken = 0;
 }
 
+/* The sealed segment left the file, or could not: then the keeper comes with it again. */
+static void let_go(struct audit *a, int rc)
+{
+    a->has_sealed = false;
+    if (rc == ST_OK)
+        sealed_row(a, &a->sealed);
+    keeper_dropped(a->keeper);
+}
+
 static bool checkpoint_due(struct audit *a)
 {
     int64_t rows = a->w.size + (int64_t)a->n - a->checkpoint_size;
@@ -215,6 +225,8 @@ static int reopen(struct audit *a, struct err *e)
     uint8_t head[CHAIN_HASH];
     memcpy(head, a->w.tried_head, CHAIN_HASH);
     size_t ring_n = a->ring_n, own = a->own_taken;
+    if (access(a->cfg.path, F_OK) < 0) /* opening would begin a new chain */
+        return err_errno(e, errno, "%s: cannot be opened again after a failure", a->cfg.path);
     batch_close(&a->w);
     int rc = batch_open(&a->w, a->cfg.path, a->cfg.max_pages, clock_wall_us(a->cfg.clock), e);
     if (rc < 0) {
@@ -232,6 +244,33 @@ static int reopen(struct audit *a, struct err *e)
     return ST_OK;
 }
 
+static void replaced_row(struct audit *a)
+{
+    struct event_meta m = {0};
+    struct audit_event e = event_make(EV_AUDIT_FILE_REPLACED, EVENT_FAILURE, clock_wall_us(a->cfg.clock));
+    event_meta_i64(&m, "since_us", a->moved_us);
+    e.error = "audit.db was not at its path while the store ran; nothing was written meanwhile";
+    e.meta = event_meta_text(&m);
+    own_row(a, &e);
+    event_meta_fini(&m);
+    LOG_W(a->cfg.log, "audit", "audit.db is back at its path");
+    a->moved_us = 0;
+    a->own_urgent = a->own_n > 0;
+}
+
+/* Is the file where it was opened, or has it come back? */
+static int in_place(struct audit *a, struct err *e)
+{
+    if (!a->w.db)
+        return ST_OK; /* reopening is under way, and says what is wrong */
+    int rc = place_check(&a->w, a->cfg.path, e);
+    if (rc < 0 && !a->moved_us)
+        a->moved_us = clock_wall_us(a->cfg.clock);
+    if (rc == ST_OK && a->moved_us)
+        replaced_row(a);
+    return rc;
+}
+
 static int write_failed(struct audit *a, int rc, const struct err *e)
 {
     /* A full or locked file mends itself; anything else may have left the connection in a bad way. */
@@ -244,18 +283,16 @@ static int write_failed(struct audit *a, int rc, const struct err *e)
 /* Writes what is gathered, with our own rows. On failure it waits where it is. */
 static int write_batch(struct audit *a, struct err *e)
 {
-    if (a->n == 0)
+    if (a->n == 0 && !a->own_urgent)
         return ST_OK;
     int64_t now_us = clock_wall_us(a->cfg.clock);
     uint64_t dropped = atomic_load(&a->dropped);
     struct batch_checkpoint cp = {now_us, &a->cfg.signer};
+    bool rotate = rotate_due(a, now_us);
+    struct batch_extra x = {.drop = a->has_sealed ? &a->sealed : NULL,
+                            .rotate = rotate ? &cp : NULL,
+                            .checkpoint = rotate || checkpoint_due(a) ? &cp : NULL};
     watch_clock(a);
-    if (rotate_due(a, now_us)) {
-        int rc = batch_rotate(&a->w, &cp, e);
-        if (rc < 0)
-            return write_failed(a, rc, e);
-        checkpointed(a, now_us);
-    }
     int64_t first = a->w.size + 1;
     a->own_taken = a->own_n;
     for (size_t i = 0; i < a->own_taken; i++)
@@ -263,8 +300,9 @@ static int write_batch(struct audit *a, struct err *e)
     bool lost = dropped > a->reported_drops && loss_row(a, dropped, now_us);
     if (lost)
         a->items[a->n++] = (struct batch_item){a->loss.data, a->loss.len, 0};
-    bool due = checkpoint_due(a);
-    int rc = batch_write(&a->w, a->items, a->n, due ? &cp : NULL, e);
+    int rc = batch_write(&a->w, a->items, a->n, &x, e);
+    if (x.drop)
+        let_go(a, rc);
     if (rc < 0)
         return write_failed(a, rc, e);
     if (lost) {
@@ -273,8 +311,9 @@ static int write_batch(struct audit *a, struct err *e)
     }
     if (a->sink)
         sink_rows(a->sink, first, a->items, a->n);
+    a->own_urgent = false;
     release(a, a->ring_n, a->own_taken);
-    if (due)
+    if (x.checkpoint)
         checkpointed(a, now_us);
     publish(a, ST_OK, NULL, 1);
     if (a->store && a->w.drained)
@@ -318,7 +357,6 @@ static void retire(struct audit *a)
 
 static void tend(struct audit *a)
 {
-    struct seal_result r;
     struct err e;
     if (!a->w.db || a->stats.failing)
         return;
@@ -326,10 +364,12 @@ static void tend(struct audit *a)
         int left, done;
         sqlite3_wal_checkpoint_v2(a->w.db, "main", SQLITE_CHECKPOINT_PASSIVE, &left, &done);
     }
-    if (a->own_n < OWN_MAX && keeper_sealed(a->keeper, &r)) {
-        if (batch_drop(&a->w, &r, &e) == ST_OK)
-            sealed_row(a, &r);
-        else
+    if (a->own_n < OWN_MAX && !a->has_sealed)
+        a->has_sealed = keeper_sealed(a->keeper, &a->sealed);
+    if (a->has_sealed && ring_used(&a->ring) < a->cfg.flush_rows) { /* no batch is about to take it along */
+        int rc = batch_drop(&a->w, &a->sealed, &e);
+        let_go(a, rc);
+        if (rc < 0)
             LOG_E(a->cfg.log, "audit", "a sealed segment could not leave audit.db text=\"%s\"", e.text);
     }
     keeper_tell(a->keeper, a->w.wal_pages, a->w.live);
@@ -377,14 +417,15 @@ static void finish_flushes(struct audit *a, struct flush *list, const struct err
 
 static int one_round(struct audit *a, struct err *e)
 {
-    if (a->reopen) {
-        int rc = reopen(a, e);
-        if (rc < 0) {
-            publish(a, rc, e, 0);
-            return rc;
-        }
+    int rc = in_place(a, e);
+    if (rc == ST_OK && a->reopen)
+        rc = reopen(a, e);
+    if (rc < 0) {
+        publish(a, rc, e, 0);
+        return rc;
     }
-    int rc = gather(a, e), w = write_batch(a, e);
+    rc = gather(a, e);
+    int w = write_batch(a, e);
     if (w < 0)
         return w;
     if (rc < 0)
@@ -426,7 +467,9 @@ static int look(struct audit *a, struct err *e)
     if (used < a->cfg.flush_rows && since < a->cfg.flush_ns && !a->stats.failing)
         return ST_OK;
     int rc = ST_OK;
-    if (used || a->stats.failing || atomic_load(&a->outbox_dirty))
+    struct err moved; /* one_round looks again, and tells */
+    if (used || a->stats.failing || atomic_load(&a->outbox_dirty) ||
+        (a->w.db && place_check(&a->w, a->cfg.path, &moved) < 0))
         rc = one_round(a, e);
     a->last_write_ns = clock_ns(clock_system());
     choose_step(a, used, since);

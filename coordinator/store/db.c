@@ -170,7 +170,7 @@ int db_open(sqlite3 **out, const char *path, const struct db_kind *kind, unsigne
     char pragma[160];
     snprintf(pragma, sizeof pragma,
              "PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON; PRAGMA journal_size_limit=67108864; "
-             "PRAGMA wal_autocheckpoint=%d",
+             "PRAGMA wal_autocheckpoint=%d; PRAGMA cache_size=-32768",
              kind->checkpoint_pages);
     rc = check_schema(db, kind, &version, e); /* before anything is written to it */
     if (rc == ST_OK)

@@ -70,13 +70,22 @@ const struct db_kind store_db_kind = {
     .checkpoint_pages = 4000,
 };
 
+static const char *const fixed_sql[FIXED_COUNT] = {
+    [FIXED_BEGIN] = "BEGIN IMMEDIATE",     [FIXED_COMMIT] = "COMMIT",
+    [FIXED_SAVEPOINT] = "SAVEPOINT t",     [FIXED_RELEASE] = "RELEASE t",
+    [FIXED_ROLLBACK_TO] = "ROLLBACK TO t", [FIXED_TRIM] = "DELETE FROM outbox WHERE seq<=?1",
+};
+
 static void store_destroy(struct store *s)
 {
+    for (int i = 0; i < FIXED_COUNT; i++)
+        sqlite3_finalize(s->fixed[i]);
     for (int i = 0; i < SQL_COUNT; i++)
         sqlite3_finalize(s->stmts[i]);
     db_close(s->db);
     if (s->lock_fd >= 0)
         close(s->lock_fd); /* after the database: the next owner finds it closed */
+    store_gate_leave(s->gate);
     pthread_cond_destroy(&s->wake);
     pthread_mutex_destroy(&s->lock);
     free(s->path);
@@ -109,13 +118,16 @@ int store_open(struct store **out, const struct store_config *cfg, struct err *e
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->wake, NULL);
     s->path = strdup(cfg->path);
+    s->gate = store_gate_new();
     s->lock_fd = -1;
     int64_t last = 0, first = 0;
-    int rc = s->path ? lock_path(s, e) : err_set(e, ST_ENOMEM, "state.db: out of memory");
+    int rc = s->path && s->gate ? lock_path(s, e) : err_set(e, ST_ENOMEM, "state.db: out of memory");
     if (rc == ST_OK)
         rc = db_open(&s->db, cfg->path, &store_db_kind, cfg->max_pages, e);
     for (int i = 0; rc == ST_OK && i < SQL_COUNT; i++)
         rc = db_prepare(s->db, store_sql((enum store_stmt)i)->text, &s->stmts[i], e);
+    for (int i = 0; rc == ST_OK && i < FIXED_COUNT; i++)
+        rc = db_prepare(s->db, fixed_sql[i], &s->fixed[i], e);
     if (rc == ST_OK)
         rc = db_int(s->db, "SELECT seq FROM sqlite_sequence WHERE name='outbox'", 0, &last, e);
     if (rc == ST_OK)
@@ -166,39 +178,49 @@ static int audit_refusal(struct store *s, const struct store_txn *t, struct err 
     return rc;
 }
 
-/* Runs t inside the open transaction, alone in a savepoint. Returns a failure of the whole transaction, if
+static int run_fixed(struct store *s, enum store_fixed which, struct err *e)
+{
+    sqlite3_stmt *st = s->fixed[which];
+    int step = sqlite3_step(st);
+    sqlite3_reset(st);
+    return step == SQLITE_DONE ? ST_OK : db_fail(s->db, sqlite3_extended_errcode(s->db), fixed_sql[which], e);
+}
+
+/* Runs t inside the open transaction, alone in a savepoint if it has more than one statement: SQLite takes
+ * back a single one by itself. Returns a failure of the whole transaction, if
  * SQLite rolled all of it back; t's own failure is in t->err. */
 static int apply_one(struct store *s, struct store_txn *t, struct err *e)
 {
     int rc = audit_refusal(s, t, &t->err);
     if (rc < 0)
         return ST_OK;
-    rc = db_exec(s->db, "SAVEPOINT t", e);
+    bool savepoint = t->n_ops > 1;
+    rc = savepoint ? run_fixed(s, FIXED_SAVEPOINT, e) : ST_OK;
     if (rc < 0)
         return rc;
     rc = store_txn_apply(t, s->db, s->stmts, &t->err);
     if (rc == ST_OK)
-        return db_exec(s->db, "RELEASE t", e);
+        return savepoint ? run_fixed(s, FIXED_RELEASE, e) : ST_OK;
     if (sqlite3_get_autocommit(s->db)) {
         if (e)
             *e = t->err;
         return rc;
     }
-    return db_exec(s->db, "ROLLBACK TO t; RELEASE t", e);
+    rc = savepoint ? run_fixed(s, FIXED_ROLLBACK_TO, e) : ST_OK;
+    return rc == ST_OK && savepoint ? run_fixed(s, FIXED_RELEASE, e) : rc;
 }
 
 static int trim(struct store *s, uint64_t seq, struct err *e)
 {
-    char sql[80];
-    snprintf(sql, sizeof sql, "DELETE FROM outbox WHERE seq<=%llu", (unsigned long long)seq);
-    return db_exec(s->db, sql, e);
+    sqlite3_bind_int64(s->fixed[FIXED_TRIM], 1, (int64_t)seq);
+    return run_fixed(s, FIXED_TRIM, e);
 }
 
 /* One SQLite transaction of the n transactions from `list` and the trimming; on failure nothing of it is
  * there. */
 static int commit_group(struct store *s, struct store_txn *list, unsigned n, uint64_t trim_to, struct err *e)
 {
-    int rc = db_exec(s->db, "BEGIN IMMEDIATE", e);
+    int rc = run_fixed(s, FIXED_BEGIN, e);
     struct store_txn *t = list;
     for (unsigned i = 0; rc == ST_OK && i < n; i++, t = t->next) {
         t->err = (struct err){.code = ST_OK};
@@ -207,7 +229,7 @@ static int commit_group(struct store *s, struct store_txn *list, unsigned n, uin
     if (rc == ST_OK && trim_to)
         rc = trim(s, trim_to, e);
     if (rc == ST_OK)
-        rc = db_exec(s->db, "COMMIT", e);
+        rc = run_fixed(s, FIXED_COMMIT, e);
     if (rc < 0 && !sqlite3_get_autocommit(s->db))
         sqlite3_exec(s->db, "ROLLBACK", NULL, NULL, NULL);
     return rc;
@@ -259,9 +281,28 @@ static void write_group(struct store *s, struct store_txn *list, unsigned n, uin
 static void completed(struct port_item *it)
 {
     struct store_txn *t = (struct store_txn *)it;
+    struct store_gate *gate = t->closes;
     if (t->done)
         t->done(t->arg, t->err.code, &t->err);
     store_txn_free(t);
+    if (gate)
+        store_gate_answered(gate);
+}
+
+/* All completions of a group of n > 0, with one wake-up of the loop. */
+static void answer_group(struct store *s, struct store_txn *list, unsigned n)
+{
+    struct port_item *first = &list->item, *last = first;
+    struct store_txn *t = list;
+    for (unsigned i = 1; i < n; i++) {
+        t = t->next;
+        t->item.next = last;
+        last = &t->item;
+    }
+    t->closes = s->gate;
+    store_gate_expect(s->gate);
+    port_post_chain(s->port, last, first);
+    store_gate_await(s->gate, s->stats.last_commit_us * 1000 / 4);
 }
 
 static bool trim_due(const struct store *s)
@@ -288,11 +329,8 @@ static void *writer(void *arg)
         uint64_t trim_to = s->trim_want > s->trimmed ? s->trim_want : 0;
         pthread_mutex_unlock(&s->lock);
         write_group(s, list, n, trim_to);
-        for (unsigned i = 0; i < n; i++) {
-            struct store_txn *t = list;
-            list = t->next;
-            port_post(s->port, &t->item);
-        }
+        if (n)
+            answer_group(s, list, n);
         pthread_mutex_lock(&s->lock);
         trim_failed = trim_to && s->trimmed < trim_to;
     }

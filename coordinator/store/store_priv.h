@@ -56,8 +56,10 @@ struct store_txn {
     struct port_item item; /* first: the completion */
     struct store_txn *next;
     struct buf ops;
-    int rc;          /* first failure while building */
-    unsigned events; /* how many outbox rows it adds */
+    int rc;                    /* first failure while building */
+    unsigned events;           /* how many outbox rows it adds */
+    unsigned n_ops;            /* statements in ops */
+    struct store_gate *closes; /* the last of its group: tells the writer that all of it was answered */
     store_done_fn done;
     void *arg;
     struct err err; /* the answer; code ST_OK when it is on disk */
@@ -68,12 +70,34 @@ struct store_txn {
 int store_txn_apply(const struct store_txn *t, sqlite3 *db, sqlite3_stmt *const stmts[SQL_COUNT],
                     struct err *e) ST_CHECK;
 
+/* ---- gate.c: the writer lets the loop answer a group before it commits the next ---- */
+
+struct store_gate;
+struct store_gate *store_gate_new(void);        /* NULL: no memory */
+void store_gate_leave(struct store_gate *g);    /* the store goes; answers may still come. NULL is fine */
+void store_gate_expect(struct store_gate *g);   /* before a group's completions are posted */
+void store_gate_answered(struct store_gate *g); /* after the last of them ran; loop */
+/* Until all that is expected was answered, at most ns and never longer than a millisecond. Writer. */
+void store_gate_await(struct store_gate *g, uint64_t ns);
+
+/* Statements of the writer's own. */
+enum store_fixed {
+    FIXED_BEGIN,
+    FIXED_COMMIT,
+    FIXED_SAVEPOINT,
+    FIXED_RELEASE,
+    FIXED_ROLLBACK_TO,
+    FIXED_TRIM,
+    FIXED_COUNT,
+};
+
 struct store {
     struct store_config cfg;
     char *path;
     int lock_fd; /* keeps a second coordinator out */
     sqlite3 *db; /* the loading thread's until store_start, then the writer's */
-    sqlite3_stmt *stmts[SQL_COUNT];
+    sqlite3_stmt *stmts[SQL_COUNT], *fixed[FIXED_COUNT];
+    struct store_gate *gate;
     struct port *port;
     pthread_t thread;
     bool started;

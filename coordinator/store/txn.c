@@ -111,6 +111,7 @@ static void put(struct store_txn *t, const void *p, size_t n)
 static void op(struct store_txn *t, enum store_stmt s, unsigned params)
 {
     put(t, (uint8_t[]){(uint8_t)s, (uint8_t)params}, 2);
+    t->n_ops++;
 }
 
 static void num(struct store_txn *t, int64_t v)

@@ -103,7 +103,7 @@ static void all_of(struct rig *r, enum fault_kind kind, const char *file, unsign
         step = 1;
     while (one(r, kind, n, run, file)) {
         hits++;
-        n += getenv("STRATA_SOAK") ? 1 : step + n / 40; /* a sample: densest where files are made */
+        n += getenv("STRATA_SOAK") ? 1 : step + n / 6; /* a sample: densest where files are made */
     }
     assert_true(hits >= 3);
     print_message("%u failures of kind %d below %s, the last number %u\n", hits, (int)kind,
@@ -118,13 +118,13 @@ static void writes(void **state)
 
 static void syncs(void **state)
 {
-    all_of(*state, FAULT_SYNC, "audit.db", 2, 1);
-    all_of(*state, FAULT_SYNC, "state.db", 2, 1);
+    all_of(*state, FAULT_SYNC, "audit.db", 1, 1);
+    all_of(*state, FAULT_SYNC, "state.db", 1, 1);
 }
 
 static void allocations(void **state)
 {
-    all_of(*state, FAULT_ALLOC, NULL, 150, 1);
+    all_of(*state, FAULT_ALLOC, NULL, 110, 1);
 }
 
 static void a_disk_that_stays_full_for_a_while(void **state)

@@ -331,6 +331,133 @@ static void a_file_of_the_first_schema_is_taken_over(void **state)
     verify_ok(r->dir.audit, 5);
 }
 
+/* ---- the file is taken away ---- */
+
+static void flush_refused(struct rig *r)
+{
+    struct err e;
+    assert_int_equal(audit_flush_wait(r->a, &e), ST_ECORRUPT);
+    assert_string_equal(e.reason, "FILE_REPLACED");
+    struct audit_stats as;
+    audit_stats(r->a, &as);
+    assert_true(as.failing);
+}
+
+static void told_of(struct rig *r, int64_t times, uint64_t rows)
+{
+    flush_ok(r);
+    assert_int_equal(
+        sql_int(r->dir.audit, "SELECT count(*) FROM v_critical WHERE type='audit.file_replaced'"), times);
+    verify_ok(r->dir.audit, rows);
+}
+
+static void a_file_that_is_taken_away_is_missed_and_taken_back(void **state)
+{
+    struct rig *r = *state;
+    char away[320], cmd[1400];
+    snprintf(away, sizeof away, "%s.away", r->dir.audit);
+    r->acfg.flush_ns = 5 * NS_PER_MS;
+    rig_open(r);
+    emit_n(r, 0, 20);
+    flush_ok(r);
+    /* Renamed away, then put back. */
+    assert_int_equal(rename(r->dir.audit, away), 0);
+    emit_n(r, 20, 1);
+    flush_refused(r);
+    assert_int_equal(access(r->dir.audit, F_OK), -1); /* no new chain was begun */
+    assert_int_equal(rename(away, r->dir.audit), 0);
+    told_of(r, 1, 22);
+    /* Another file in its place, an empty one of ours: its chain does not continue. */
+    assert_int_equal(rename(r->dir.audit, away), 0);
+    struct err e;
+    sqlite3 *db;
+    char other[300];
+    snprintf(other, sizeof other, "%s.other", r->dir.audit);
+    assert_int_equal(db_open(&db, other, &audit_db_kind, 0, &e), ST_OK);
+    db_close(db);
+    assert_int_equal(rename(other, r->dir.audit), 0);
+    emit_n(r, 22, 1);
+    flush_refused(r);
+    assert_int_equal(rename(away, r->dir.audit), 0);
+    told_of(r, 2, 24);
+    /* A copy is not the file: what is written goes to the one that is open. */
+    snprintf(cmd, sizeof cmd, "mv '%s' '%s' && cp -p '%s' '%s'", r->dir.audit, away, away, r->dir.audit);
+    assert_int_equal(system(cmd), 0);
+    emit_n(r, 24, 1);
+    flush_refused(r);
+    assert_int_equal(rename(away, r->dir.audit), 0);
+    told_of(r, 3, 26);
+    /* The WAL taken away beneath it. */
+    snprintf(other, sizeof other, "%s-wal", r->dir.audit);
+    assert_int_equal(rename(other, away), 0);
+    emit_n(r, 26, 1);
+    flush_refused(r);
+    assert_int_equal(rename(away, other), 0);
+    told_of(r, 4, 28);
+}
+
+/* Names leave with the last segment that used them. */
+static void names_leave_with_their_rows(void **state)
+{
+    struct rig *r = *state;
+    config(r);
+    rig_open(r);
+    for (int i = 0; i < 600; i++) {
+        char job[24];
+        snprintf(job, sizeof job, "job-%d", i);
+        struct audit_event ev = event_make(EV_DEVICE_LIST, EVENT_SUCCESS, 1000000ll * (i + 1));
+        ev.principal = "user/alice";
+        ev.job = job;
+        assert_int_equal(audit_emit(r->a, &ev), ST_OK);
+        if (i % 20 == 19)
+            flush_ok(r);
+    }
+    wait_for(r, "SELECT count(*) FROM segment WHERE last<>0 AND file=''", 1);
+    assert_int_equal(sql_int(r->dir.audit, "SELECT count(*) FROM name WHERE text LIKE 'job-%'"),
+                     sql_int(r->dir.audit, "SELECT count(DISTINCT job) FROM v_job"));
+    assert_true(sql_int(r->dir.audit, "SELECT count(*) FROM name WHERE text LIKE 'job-%'") < 400);
+    assert_int_equal(sql_int(r->dir.audit, "SELECT count(*) FROM name WHERE text='user/alice'"), 1);
+    assert_int_equal(
+        sql_int(r->dir.audit,
+                "SELECT count(*) FROM v_audit WHERE principal IS NULL AND type NOT LIKE 'audit.%'"),
+        0);
+    /* Tables are used again. */
+    assert_true(sql_int(r->dir.audit, "SELECT (SELECT count(*) FROM slot) < count(*) FROM segment"));
+    verify_ok(r->dir.audit, (uint64_t)sql_int(r->dir.audit, "SELECT size FROM state"));
+    /* A row in a table that no segment uses is seen by the views, so the verifier looks for it. */
+    rig_close(r);
+    int64_t slot =
+        sql_int(r->dir.audit, "SELECT coalesce(min(n),0) FROM slot WHERE n NOT IN (SELECT slot FROM "
+                              "segment WHERE file='')");
+    assert_true(slot > 0);
+    char sql[200];
+    struct err e;
+    struct audit_verdict v;
+    snprintf(sql, sizeof sql, "INSERT INTO audit_%06lld VALUES(0,1,1,1,1,0,0,0,0,0,0,NULL,NULL)",
+             (long long)slot);
+    sql_run(r->dir.audit, sql);
+    assert_int_equal(audit_verify(r->dir.audit, NULL, &v, &e), ST_ECORRUPT);
+    assert_non_null(strstr(v.why, "no segment uses"));
+}
+
+/* While segments are sealed beneath the verifier. */
+static void verify_beside_a_store_that_seals(void **state)
+{
+    struct rig *r = *state;
+    struct err e;
+    struct audit_verdict v;
+    config(r);
+    r->acfg.segment_rows = 20;
+    rig_open(r);
+    for (int i = 0; i < 60; i++) {
+        emit_n(r, i * 20, 20);
+        flush_ok(r);
+        if (audit_verify(r->dir.audit, NULL, &v, &e) != ST_OK)
+            fail_msg("%s", e.text);
+        assert_true(v.rows >= (uint64_t)(i + 1) * 20);
+    }
+}
+
 static void watched(void *arg)
 {
     ++*(int *)arg;
@@ -390,6 +517,9 @@ int main(void)
                                        T(heads_are_signed_and_a_witness_sees_a_rewritten_chain),
                                        T(idle_rows_are_signed_too),
                                        T(a_file_of_the_first_schema_is_taken_over),
+                                       T(a_file_that_is_taken_away_is_missed_and_taken_back),
+                                       T(names_leave_with_their_rows),
+                                       T(verify_beside_a_store_that_seals),
                                        T(a_watch_is_told_after_the_commit),
                                        T(sinks_get_copies)};
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -114,8 +114,10 @@ static void choose(const char *path, struct place *p)
              (long long)p->id);
     int64_t n = sql_int(path, sql);
     snprintf(sql, sizeof sql, "SELECT file<>'' FROM segment WHERE n=%lld", (long long)n);
-    snprintf(p->table, sizeof p->table, "audit_%06lld", (long long)n);
-    if (sql_int(path, sql)) {
+    bool sealed = sql_int(path, sql);
+    snprintf(sql, sizeof sql, "SELECT slot FROM segment WHERE n=%lld", (long long)n);
+    snprintf(p->table, sizeof p->table, "audit_%06lld", (long long)(sealed ? n : sql_int(path, sql)));
+    if (sealed) {
         char file[32];
         snprintf(file, sizeof file, "%06lld.db", (long long)n);
         assert_int_equal(segment_path(p->file, path, file), ST_OK);
@@ -196,10 +198,10 @@ static const char *tamper(const char *path, int64_t witnessed, int64_t *at)
               p.table, id, p.table, p.table, id, p.table, id + 1);
         return "an inserted row";
     }
-    case 7: { /* two rows of the same table change places */
+    case 7: { /* two rows of the same table change places; tables of two files may have one name */
         do
             choose(path, &q);
-        while (strcmp(q.table, p.table) != 0);
+        while (strcmp(q.table, p.table) != 0 || strcmp(q.file, p.file) != 0);
         if (q.id == p.id)
             return NULL;
         *at = q.id < p.id ? q.id : p.id;
