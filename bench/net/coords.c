@@ -59,13 +59,15 @@ double bench_coords_error(void)
     double *rtt = calloc(N * N, sizeof *rtt), *e = calloc(N * N, sizeof *e), median = -1;
     struct coord_place *c = calloc(N, sizeof *c);
     struct tourney_pair *p = calloc(N / 2, sizeof *p);
+    uint32_t round[NEIGHBOURS];
     if (rtt && e && c && p) {
         size_t n = 0;
         matrix(&r, rtt);
         for (unsigned i = 0; i < N; i++)
             coord_place_init(&c[i]);
+        tourney_sample(tourney_rounds(N), NEIGHBOURS, &r, round);
         for (unsigned k = 0; k < PASSES * NEIGHBOURS; k++) {
-            uint32_t m = tourney_round(N, k % NEIGHBOURS * 61 + 7, p);
+            uint32_t m = tourney_round(N, round[k % NEIGHBOURS], p);
             for (uint32_t i = 0; i < m; i++) {
                 struct coord_place was = c[p[i].a];
                 double t = rtt[p[i].a * N + p[i].b] * (0.98 + 0.04 * unit(&r));

@@ -19,8 +19,7 @@ static int run_rounds(struct net_run *r)
     r->round = calloc(r->rounds + 1, sizeof *r->round);
     if (!r->round)
         return ST_ENOMEM;
-    for (uint32_t i = 0; i < r->rounds; i++)
-        r->round[i] = (uint32_t)((uint64_t)i * all / r->rounds);
+    tourney_sample(all, r->rounds, r->c->rng, r->round);
     uint64_t total = (uint64_t)r->n * (r->n - 1) / 2, played = (uint64_t)r->rounds * (r->n / 2);
     r->pairs = (uint32_t)played;
     r->sampled = (uint32_t)(total > played ? total - played : 0);

@@ -59,6 +59,22 @@ static void test_tourney(void **state)
     }
 }
 
+static void test_sample(void **state)
+{
+    (void)state;
+    uint32_t v[40];
+    for (uint32_t all = 1; all <= 40; all++)
+        for (uint32_t k = 0; k <= all; k++) {
+            uint64_t seen = 0;
+            tourney_sample(all, k, &rng, v);
+            for (uint32_t i = 0; i < k; i++) {
+                assert_true(v[i] < all && !(seen >> v[i] & 1));
+                seen |= 1ull << v[i];
+                assert_true(k < all || v[i] == i);
+            }
+        }
+}
+
 /* ---- coordinates ---- */
 
 #define NODES 1000
@@ -113,8 +129,7 @@ static void test_coords(void **state)
     build(&w);
     for (int i = 0; i < NODES; i++)
         coord_place_init(&c[i]);
-    for (int r = 0; r < 16; r++)
-        round[r] = (uint32_t)rng_below(&rng, NODES - 1);
+    tourney_sample(tourney_rounds(NODES), 16, &rng, round);
     for (int pass = 0; pass < 48; pass++)
         for (int r = 0; r < 16; r++) {
             uint32_t k = tourney_round(NODES, round[r], p);
@@ -346,9 +361,9 @@ static void test_estimate(void **state)
 int main(void)
 {
     const struct CMUnitTest t[] = {
-        cmocka_unit_test(test_tourney),  cmocka_unit_test(test_coords), cmocka_unit_test(test_sites),
-        cmocka_unit_test(test_map),      cmocka_unit_test(test_report), cmocka_unit_test(test_paths),
-        cmocka_unit_test(test_estimate),
+        cmocka_unit_test(test_tourney), cmocka_unit_test(test_sample),   cmocka_unit_test(test_coords),
+        cmocka_unit_test(test_sites),   cmocka_unit_test(test_map),      cmocka_unit_test(test_report),
+        cmocka_unit_test(test_paths),   cmocka_unit_test(test_estimate),
     };
     return cmocka_run_group_tests(t, NULL, NULL);
 }
