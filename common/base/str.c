@@ -106,7 +106,7 @@ void fmt_seconds(char out[16], double s)
     else if (a < 1e6)
         snprintf(out, 16, "%.1f s", s);
     else
-        snprintf(out, 16, "%.3g s", s);
+        snprintf(out, 16, a < 1e11 ? "%.0f d" : "%.3g s", a < 1e11 ? s / 86400 : s);
 }
 
 struct unit {

@@ -21,8 +21,8 @@ static void *flush(void *arg)
 __attribute__((constructor)) static void start(void)
 {
     pthread_t t;
-    /* Only in what is meant to run until it is killed. Tests and the command line end by themselves, and their own
-     * dump at exit must not meet this one; some tests count what is allocated, too. */
+    /* Only in what is meant to run until it is killed. Tests and the command line end by themselves, and
+     * their own dump at exit must not meet this one; some tests count what is allocated, too. */
     const char *me = program_invocation_short_name;
     if (strncmp(me, "test_", 5) == 0 || strcmp(me, "strata") == 0)
         return;
