@@ -24,7 +24,8 @@ static void test_codec(void **state)
     struct probe in = pong(3, 2, 99), out;
     probe_encode(&in, buf, 64);
     assert_int_equal(probe_decode(buf, 64, &out), ST_OK);
-    assert_memory_equal(&in, &out, sizeof in);
+    assert_true(out.kind == in.kind && out.session == in.session && out.seq == in.seq &&
+                out.order == in.order && out.held_ns == in.held_ns);
     assert_int_equal(probe_decode(buf, PROBE_MIN_BYTES - 1, &out), ST_EPROTO);
     assert_int_equal(probe_decode(buf, PROBE_MAX_BYTES + 1, &out), ST_EPROTO);
     for (size_t i = 0; i < 8; i++) {
