@@ -162,6 +162,11 @@ static void push_writable(struct rpc_call *call, void *arg)
     push_more(arg);
 }
 
+static void stream_failed(struct prober *p, const struct rpc_status *st)
+{
+    no_stream(p, st->reason[0] ? st->reason : "STREAM_FAILED", st->text);
+}
+
 static void push_message(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)
 {
     struct prober *p = arg;
@@ -185,7 +190,7 @@ static void push_done(struct rpc_call *call, const struct rpc_status *st, const 
         return;
     if (st->code || !p->have_peer) {
         p->have_peer = false;
-        no_stream(p, st->reason[0] ? st->reason : "STREAM_FAILED", st->text);
+        stream_failed(p, st);
         return;
     }
     stream_sent(&p->out, p->session, p->written, clock_ns(p->n->cfg.clock) - p->start_ns);
@@ -213,7 +218,7 @@ static void pull_done(struct rpc_call *call, const struct rpc_status *st, const 
     if (!p->asked)
         return;
     if (st->code) {
-        no_stream(p, st->reason[0] ? st->reason : "STREAM_FAILED", st->text);
+        stream_failed(p, st);
         return;
     }
     stream_received(&p->in, p->session);

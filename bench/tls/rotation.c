@@ -63,21 +63,29 @@ static int rotate(struct rotation *r, const char *what, bool dry, size_t *cut_of
     return ST_OK;
 }
 
+/* Freed by who asked. */
+static int status(struct rotation *r, Strata__V1__CertStatusReply **s, struct err *e)
+{
+    ProtobufCMessage *m = NULL;
+    Strata__V1__CertStatusRequest q = STRATA__V1__CERT_STATUS_REQUEST__INIT;
+    int rc = ask(r, "Status", &q.base, &m, e);
+    *s = (Strata__V1__CertStatusReply *)m;
+    return rc;
+}
+
 /* How many nodes' certificates are of the present CA and begin after `since_us`. */
 static int renewed(struct rotation *r, int64_t since_us, unsigned *n, struct err *e)
 {
-    ProtobufCMessage *m;
-    Strata__V1__CertStatusRequest q = STRATA__V1__CERT_STATUS_REQUEST__INIT;
-    int rc = ask(r, "Status", &q.base, &m, e);
+    Strata__V1__CertStatusReply *s;
+    int rc = status(r, &s, e);
     if (rc < 0)
         return rc;
-    const Strata__V1__CertStatusReply *s = (const Strata__V1__CertStatusReply *)m;
     *n = 0;
     for (size_t i = 0; i < s->n_certificates; i++)
         *n += str_starts(s->certificates[i]->principal, "node/") &&
               s->certificates[i]->not_before_us >= since_us &&
               !strcmp(s->certificates[i]->issuer, s->ca_serial);
-    protobuf_c_message_free_unpacked(m, NULL);
+    protobuf_c_message_free_unpacked(&s->base, NULL);
     return ST_OK;
 }
 
@@ -98,17 +106,15 @@ static int until_renewed(struct rotation *r, int64_t since_us, struct err *e)
 /* Certificates begin a little before they were made, so that clocks may differ. */
 static int newest_begin(struct rotation *r, int64_t *us, struct err *e)
 {
-    ProtobufCMessage *m;
-    Strata__V1__CertStatusRequest q = STRATA__V1__CERT_STATUS_REQUEST__INIT;
-    int rc = ask(r, "Status", &q.base, &m, e);
+    Strata__V1__CertStatusReply *s;
+    int rc = status(r, &s, e);
     if (rc < 0)
         return rc;
-    const Strata__V1__CertStatusReply *s = (const Strata__V1__CertStatusReply *)m;
     *us = 0;
     for (size_t i = 0; i < s->n_certificates; i++)
         if (s->certificates[i]->not_before_us > *us)
             *us = s->certificates[i]->not_before_us;
-    protobuf_c_message_free_unpacked(m, NULL);
+    protobuf_c_message_free_unpacked(&s->base, NULL);
     ++*us;
     return ST_OK;
 }

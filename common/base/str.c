@@ -105,8 +105,10 @@ void fmt_seconds(char out[16], double s)
         snprintf(out, 16, "%.1f ms", s * 1e3);
     else if (a < 1e6)
         snprintf(out, 16, "%.1f s", s);
+    else if (a < 1e11)
+        snprintf(out, 16, "%.0f d", s / 86400);
     else
-        snprintf(out, 16, a < 1e11 ? "%.0f d" : "%.3g s", a < 1e11 ? s / 86400 : s);
+        snprintf(out, 16, "%.3g s", s);
 }
 
 struct unit {

@@ -59,14 +59,14 @@ int check_problem(struct plan_check_report *r, struct err *e, const char *fmt, v
     return ST_OK;
 }
 
-static bool same(double a, double b)
+bool check_same(double a, double b)
 {
     return fabs(a - b) <= TOLERANCE * fmax(fabs(a), fabs(b));
 }
 
 static void figure(struct check *k, const char *what, double given, double right)
 {
-    if (!same(given, right))
+    if (!check_same(given, right))
         wrong(k, "%s is %.17g, should be %.17g", what, given, right);
 }
 static void figure_at(struct check *k, const char *list, size_t i, const char *what, double given,
@@ -110,17 +110,17 @@ static bool resolve(struct check *k)
     return k->rep->n == before && k->rc == ST_OK;
 }
 
-static double layer_time(const struct cluster_device *d, const struct model_layer *l)
+double check_layer_time(const struct cluster_device *d, const struct model_layer *l)
 {
     return d->speed_factor * (d->layer_overhead_s +
                               fmax(l->flops / d->compute_flops_per_s, l->read_bytes / d->memory_bytes_per_s));
 }
 
-static size_t blocks_of(const struct check *k, size_t s)
+size_t check_blocks(const struct model *m, const uint32_t *stage, size_t s)
 {
     size_t n = 0;
-    for (size_t i = 0; i < k->m->nlayers; i++)
-        n += k->stage[i] == s && k->m->layers[i].type == LAYER_BLOCK;
+    for (size_t i = 0; i < m->nlayers; i++)
+        n += stage[i] == s && m->layers[i].type == LAYER_BLOCK;
     return n;
 }
 
@@ -130,8 +130,8 @@ static double share(const struct check *k, size_t i)
     size_t s = k->stage[i];
     const struct cluster_device *d = &k->c->devices[k->device[s]];
     if (k->m->layers[i].type != LAYER_BLOCK || !d->has_segment)
-        return layer_time(d, &k->m->layers[i]);
-    size_t n = blocks_of(k, s);
+        return check_layer_time(d, &k->m->layers[i]);
+    size_t n = check_blocks(k->m, k->stage, s);
     return n <= d->nsegment ? d->speed_factor * d->segment_s[n - 1] / (double)n : INFINITY;
 }
 
@@ -139,7 +139,7 @@ static void compute_stage(struct check *k, size_t s)
 {
     const struct cluster_device *d = &k->c->devices[k->device[s]];
     double scratch = 0, held = 0, seconds = d->speed_factor * d->stage_overhead_s;
-    size_t blocks = d->has_segment ? blocks_of(k, s) : 0;
+    size_t blocks = d->has_segment ? check_blocks(k->m, k->stage, s) : 0;
     for (size_t i = 0; i < k->m->nlayers; i++) {
         const struct model_layer *l = &k->m->layers[i];
         if (k->stage[i] != s)
@@ -147,7 +147,7 @@ static void compute_stage(struct check *k, size_t s)
         held += l->weight_bytes + l->kv_bytes;
         scratch = fmax(scratch, l->activation_bytes);
         if (!(d->has_segment && l->type == LAYER_BLOCK))
-            seconds += layer_time(d, l);
+            seconds += check_layer_time(d, l);
     }
     if (blocks > d->nsegment && d->has_segment)
         wrong(k, "stages[%zu]: %zu blocks are more than the segment table of %s holds (%zu)", s, blocks,
@@ -373,13 +373,13 @@ static void bottleneck(struct check *k)
     }
     if (!b->link) {
         for (size_t s = 0; s < k->p->n_stages; s++)
-            if (k->device[s] == d && same(k->compute[s], k->bottleneck))
+            if (k->device[s] == d && check_same(k->compute[s], k->bottleneck))
                 return;
         wrong(k, "bottleneck: %s is not the slowest stage", b->device);
         return;
     }
     for (size_t s = 0; s < k->p->n_stages; s++)
-        if (same(k->compute[s], k->bottleneck) && k->bottleneck > 0)
+        if (check_same(k->compute[s], k->bottleneck) && k->bottleneck > 0)
             return; /* a tie between a stage and a link: either may be named */
     if (cluster_find_node(k->c, b->from) == CLUSTER_NO_NODE ||
         cluster_find_node(k->c, b->to) == CLUSTER_NO_NODE)

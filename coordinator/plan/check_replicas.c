@@ -42,13 +42,9 @@ static void wrong(struct look *k, const char *fmt, ...)
         k->rc = ST_ENOMEM;
     va_end(ap);
 }
-static bool same(double a, double b)
-{
-    return fabs(a - b) <= TOLERANCE * fmax(fabs(a), fabs(b));
-}
 static void figure(struct look *k, const char *what, size_t i, double given, double right)
 {
-    if (!same(given, right))
+    if (!check_same(given, right))
         wrong(k, "%s (%zu) is %.17g, should be %.17g", what, i, given, right);
 }
 
@@ -91,24 +87,10 @@ static bool resolve(struct look *k)
     return k->rep->n == 0 && k->rc == ST_OK;
 }
 
-static double layer_time(const struct cluster_device *d, const struct model_layer *l)
-{
-    return d->speed_factor * (d->layer_overhead_s +
-                              fmax(l->flops / d->compute_flops_per_s, l->read_bytes / d->memory_bytes_per_s));
-}
-
-static size_t blocks_of(const struct look *k, size_t s)
-{
-    size_t n = 0;
-    for (size_t i = 0; i < k->m->nlayers; i++)
-        n += k->stage[i] == s && k->m->layers[i].type == LAYER_BLOCK;
-    return n;
-}
-
 static double compute_of(struct look *k, const struct part *v)
 {
     const struct cluster_device *d = &k->c->devices[v->device];
-    size_t blocks = d->has_segment ? blocks_of(k, v->stage) : 0;
+    size_t blocks = d->has_segment ? check_blocks(k->m, k->stage, v->stage) : 0;
     double s = d->speed_factor * d->stage_overhead_s;
     if (blocks > d->nsegment)
         wrong(k, "stages[%zu]: %zu blocks are more than the segment table of %s holds", v->stage, blocks,
@@ -117,7 +99,7 @@ static double compute_of(struct look *k, const struct part *v)
         s += d->speed_factor * d->segment_s[blocks - 1];
     for (size_t i = 0; i < k->m->nlayers; i++)
         if (k->stage[i] == v->stage && !(d->has_segment && k->m->layers[i].type == LAYER_BLOCK))
-            s += layer_time(d, &k->m->layers[i]);
+            s += check_layer_time(d, &k->m->layers[i]);
     return s;
 }
 
@@ -269,11 +251,11 @@ static void listed(struct look *k)
             continue;
         }
         const struct cluster_device *cd = &k->c->devices[d];
-        size_t blocks = blocks_of(k, v->stage);
+        size_t blocks = check_blocks(k->m, k->stage, v->stage);
         bool table = cd->has_segment && k->m->layers[l].type == LAYER_BLOCK && blocks <= cd->nsegment;
         figure(k, "placements.latency_s", i, q->latency_s,
                table ? cd->speed_factor * cd->segment_s[blocks - 1] / (double)blocks
-                     : layer_time(cd, &k->m->layers[l]));
+                     : check_layer_time(cd, &k->m->layers[l]));
         figure(k, "placements.memory_bytes", i, q->memory_bytes,
                k->m->layers[l].weight_bytes + v->share * k->m->layers[l].kv_bytes);
     }

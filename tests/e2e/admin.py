@@ -20,14 +20,6 @@ policies:
 """
 
 
-def human(*argv, want=0, directory=None):
-    p = subprocess.run([f"{BIN}/strata", "--dir", directory or f"{work}/c/admin", *argv], stdout=subprocess.PIPE,
-                       stderr=subprocess.PIPE, timeout=PATIENCE)
-    if p.returncode != want:
-        raise AssertionError(f"strata {' '.join(argv)}: exit {p.returncode}, wanted {want}: {p.stdout.decode()}{p.stderr.decode()}")
-    return p.stdout.decode(), p.stderr.decode()
-
-
 def wrong(*argv):
     out, err = human(*argv, want=2)
     check(err.startswith("strata") and ": " in err and not out, f"'strata {' '.join(argv)}' is exit 2 and one clear line: {err.splitlines()[0][:90]}")

@@ -9,15 +9,6 @@ import json, os, pty, re, select, signal, subprocess
 from harness import *
 
 
-def human(*argv, want=0, env=None, directory=None):
-    """A command as typed, without a terminal; its stdout and stderr."""
-    p = subprocess.run([f"{BIN}/strata", "--dir", directory or f"{work}/c/admin", *argv], stdout=subprocess.PIPE,
-                       stderr=subprocess.PIPE, timeout=PATIENCE, env=env)
-    if p.returncode != want:
-        raise AssertionError(f"strata {' '.join(argv)}: exit {p.returncode}, wanted {want}: {p.stderr.decode()}")
-    return p.stdout.decode(), p.stderr.decode()
-
-
 def on_terminal(*argv, env=None):
     """A command on a terminal of its own: everything it wrote there, and its exit code."""
     pid, fd = pty.fork()

@@ -119,6 +119,15 @@ def flip_in_workers(agent_pid, needle):
     return found
 
 
+def human(*argv, want=0, env=None, directory=None):
+    """A command as typed, without a terminal; its stdout and stderr."""
+    p = subprocess.run([f"{BIN}/strata", "--dir", directory or f"{work}/c/admin", *argv], stdout=subprocess.PIPE,
+                       stderr=subprocess.PIPE, timeout=PATIENCE, env=env)
+    if p.returncode != want:
+        raise AssertionError(f"strata {' '.join(argv)}: exit {p.returncode}, wanted {want}: {p.stdout.decode()}{p.stderr.decode()}")
+    return p.stdout.decode(), p.stderr.decode()
+
+
 def synth(name, size, *more):
     """A model file in the directory that agents read, its path."""
     os.makedirs(f"{work}/models", exist_ok=True)

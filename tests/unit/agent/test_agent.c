@@ -17,21 +17,6 @@
 #include "agent/layers/layers_priv.h"
 #include "tests/unit/agent/world.h"
 
-static int setup(void **st)
-{
-    struct world *w = malloc(sizeof *w);
-    world_open(w);
-    *st = w;
-    return 0;
-}
-
-static int teardown(void **st)
-{
-    world_close(*st);
-    free(*st);
-    return 0;
-}
-
 static void expect(const struct result *r, unsigned code, const char *reason)
 {
     if (r->code != code || (reason && strcmp(r->reason, reason) != 0))
@@ -453,5 +438,5 @@ int main(void)
         cmocka_unit_test(test_fetch_refused),          cmocka_unit_test(test_worker_dies),
         cmocka_unit_test(test_reconnects_and_drops),   cmocka_unit_test(test_backoff),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, world_setup, world_teardown);
 }

@@ -14,21 +14,6 @@
 #include "strata/v1/net.pb-c.h"
 #include "tests/unit/agent/world.h"
 
-static int setup(void **st)
-{
-    struct world *w = malloc(sizeof *w);
-    world_open(w);
-    *st = w;
-    return 0;
-}
-
-static int teardown(void **st)
-{
-    world_close(*st);
-    free(*st);
-    return 0;
-}
-
 struct asked {
     struct rpc_call *call;
     ProtobufCMessage *got;
@@ -236,5 +221,5 @@ int main(void)
         cmocka_unit_test(test_nobody_there),
         cmocka_unit_test(test_doctor),
     };
-    return cmocka_run_group_tests(t, setup, teardown);
+    return cmocka_run_group_tests(t, world_setup, world_teardown);
 }

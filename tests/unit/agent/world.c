@@ -530,3 +530,18 @@ unsigned world_small(struct world *w)
             at = i;
     return at;
 }
+
+int world_setup(void **state)
+{
+    struct world *w = malloc(sizeof *w);
+    world_open(w);
+    *state = w;
+    return 0;
+}
+
+int world_teardown(void **state)
+{
+    world_close(*state);
+    free(*state);
+    return 0;
+}

@@ -70,6 +70,9 @@ struct result {
 void world_open(struct world *w);
 void world_open_as(struct world *w, const char *devices); /* YAML: backends, and what concerns them */
 void world_close(struct world *w);
+/* Of a group of tests: *state is a world. */
+int world_setup(void **state);
+int world_teardown(void **state);
 /* A certificate of user/NAME into the world's directory: NAME.crt, NAME.key; then settings made of it. */
 struct tls_ctx *world_user(struct world *w, const char *name);
 
