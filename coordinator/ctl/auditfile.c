@@ -123,9 +123,7 @@ int ctl_audit_verify(struct ctl *c, int argc, char **argv)
                                    {.name = "key", .value = &key},
                                    {.name = "alone", .flag = &alone}};
     if (ctl_parse(argc, argv, opts, sizeof opts / sizeof *opts) != 0 || !file)
-        return ctl_usage(
-            "audit verify needs the file: strata audit verify --file audit.db [--since 2h] [--key "
-            "audit.pub] [--head WITNESS|SIZE:HEX] [--alone]");
+        return ctl_misuse(c, "audit verify needs the file");
     struct audit_verify_opts o = {.alone = alone};
     struct audit_head *heads = NULL;
     struct audit_checker checker;

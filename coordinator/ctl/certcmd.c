@@ -105,7 +105,7 @@ int ctl_cert_status(struct ctl *c, int argc, char **argv)
     Strata__V1__CertStatusRequest q = STRATA__V1__CERT_STATUS_REQUEST__INIT;
     ProtobufCMessage *m;
     if (ctl_parse(argc, argv, NULL, 0) != 0)
-        return ctl_usage("cert status takes nothing");
+        return ctl_misuse(c, "cert status takes nothing");
     int x = ask(c, "Status", &q.base, &m);
     if (x)
         return x;
@@ -126,7 +126,7 @@ int ctl_cert_renew(struct ctl *c, int argc, char **argv)
     int64_t expires_us = 0;
     char end[28];
     if (ctl_parse(argc, argv, NULL, 0) != 0)
-        return ctl_usage("cert renew takes nothing; strata cert rotate is for nodes");
+        return ctl_misuse(c, "cert renew takes nothing; strata cert rotate is for nodes");
     int x = ctl_connect(c);
     if (x)
         return x;
@@ -182,7 +182,7 @@ int ctl_cert_rotate(struct ctl *c, int argc, char **argv)
     Strata__V1__RotateRequest q = STRATA__V1__ROTATE_REQUEST__INIT;
     char principal[80] = "";
     if (ctl_parse(argc, argv, opts, 5) != 0 || (node != NULL) + all + coordinator + ticket != 1)
-        return ctl_usage("cert rotate --node NAME|--all [--new-key], or --coordinator, or --ticket-key");
+        return ctl_misuse(c, "cert rotate takes one of node, coordinator and ticket key");
     if (node)
         snprintf(principal, sizeof principal, "node/%.70s", node);
     q.what = (char *)(coordinator ? "coordinator" : ticket ? "ticket" : "leaf");
@@ -198,7 +198,7 @@ int ctl_cert_rotate_ca(struct ctl *c, int argc, char **argv)
         {.name = "dry-run", .flag = &dry}, {.name = "end", .flag = &end}, {.name = "force", .flag = &force}};
     Strata__V1__RotateRequest q = STRATA__V1__ROTATE_REQUEST__INIT;
     if (ctl_parse(argc, argv, opts, 3) != 0)
-        return ctl_usage("cert rotate-ca [--dry-run], then cert rotate-ca --end [--dry-run|--force]");
+        return ctl_misuse(c, "a new CA first, its end later");
     q.what = (char *)(end ? "ca-end" : "ca");
     q.dry_run = dry;
     q.force = force;
@@ -222,8 +222,7 @@ int ctl_cert_revoke(struct ctl *c, int argc, char **argv)
     Strata__V1__RevokeRequest q = STRATA__V1__REVOKE_REQUEST__INIT;
     ProtobufCMessage *m;
     if (ctl_parse(argc, argv, opts, 5) != 0 || !serial + !identity + !key != 2)
-        return ctl_usage(
-            "cert revoke --serial HEX | --identity node/NAME | --key sha256:HEX [--reason TEXT] [--restore]");
+        return ctl_misuse(c, "cert revoke takes one of a serial, an identity and a key");
     q.kind = (char *)(serial ? "serial" : identity ? "identity" : "key");
     q.value = (char *)(serial ? serial : identity ? identity : key);
     q.reason = (char *)(reason ? reason : "");
@@ -250,8 +249,7 @@ int ctl_cert_pin(struct ctl *c, int argc, char **argv)
     Strata__V1__PinRequest q = STRATA__V1__PIN_REQUEST__INIT;
     ProtobufCMessage *m;
     if (ctl_parse(argc, argv, opts, 1) != 2)
-        return ctl_usage(
-            "cert pin SUBJECT SHA256 [--remove]; SUBJECT: coordinator, node/NAME, user/NAME, pool/NAME");
+        return ctl_misuse(c, "cert pin takes a subject and a hash");
     q.subject = argv[0];
     q.sha256 = argv[1];
     q.remove = removal;

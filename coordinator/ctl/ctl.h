@@ -13,8 +13,11 @@
 #include "common/base/err.h"
 #include "strata/client.h"
 
+struct ctl_command;
+
 struct ctl {
-    const char *dir; /* identity: --dir, STRATA_DIR, or ~/.config/strata */
+    const struct ctl_command *command; /* the one that runs; its row of commands.c */
+    const char *dir;                   /* identity: --dir, STRATA_DIR, or ~/.config/strata */
     char dir_buf[1024];
     bool json, tty, color, quiet;
     uint64_t timeout_ns;
@@ -36,7 +39,10 @@ int ctl_print_json(const char *schema, json_t *object);
 /* "strata: sentence" on stderr, or the same as JSON on stdout with --json. Returns the exit code. */
 int ctl_fail(const struct ctl *c, const struct err *e);
 int ctl_client_fail(const struct ctl *c, const struct strata_error *e);
-int ctl_usage(const char *fmt, ...) __attribute__((format(printf, 1, 2))); /* returns 2 */
+/* What is wrong with a word; returns 2. */
+int ctl_usage(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+/* What the command wants instead of what was given, then its usage line; returns 2. */
+int ctl_misuse(const struct ctl *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void ctl_bar(const struct ctl *c, const char *what, uint64_t done, uint64_t total, const char *note);
 void ctl_bar_end(const struct ctl *c);
 
@@ -88,7 +94,6 @@ int ctl_gpu_stat(struct ctl *c, int argc, char **argv);
 int ctl_gpu_show(struct ctl *c, int argc, char **argv);
 int ctl_model_inspect(struct ctl *c, int argc, char **argv);
 int ctl_model_synth(struct ctl *c, int argc, char **argv);
-int ctl_plan(struct ctl *c, int argc, char **argv, const char *verb);
 int ctl_job_submit(struct ctl *c, int argc, char **argv);
 int ctl_job_list(struct ctl *c, int argc, char **argv);
 int ctl_job_show(struct ctl *c, int argc, char **argv);

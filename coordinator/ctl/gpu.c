@@ -170,7 +170,7 @@ int ctl_gpu_alloc(struct ctl *c, int argc, char **argv)
     struct strata_devices *d;
     struct strata_error e;
     if (ctl_parse(argc, argv, opts, 3) != 2 || split(argv[0], node, &device) < 0 || !device)
-        return ctl_usage("gpu alloc takes NODE/DEVICE BYTES [--limit BYTES] [--ttl 5m] [--linger 5m]");
+        return ctl_misuse(c, "gpu alloc takes a device and a size");
     int x = bytes_arg(argv[1], "BYTES", &bytes);
     if (x || (x = bytes_arg(limit_w, "--limit", &limit)) || (x = duration_arg(ttl_w, "--ttl", &ttl)) ||
         (x = duration_arg(linger_w, "--linger", &linger)) || (x = take_up(c, node, &d)))
@@ -205,7 +205,7 @@ int ctl_gpu_free(struct ctl *c, int argc, char **argv)
     struct strata_error e;
     uint64_t freed = 0;
     if (ctl_parse(argc, argv, NULL, 0) != 1 || split(argv[0], node, &rest) < 0)
-        return ctl_usage("gpu free takes HANDLE, or NODE to end the whole session there");
+        return ctl_misuse(c, "gpu free takes a handle, or a node to end the whole session there");
     int x = rest ? handle_arg(argv[0], node, handle) : 0;
     if (x || (x = need(c, node, &d)))
         return x;
@@ -296,7 +296,7 @@ int ctl_gpu_put(struct ctl *c, int argc, char **argv)
     struct strata_error e;
     struct stat sb;
     if (ctl_parse(argc, argv, opts, 1) != 2)
-        return ctl_usage("gpu put takes HANDLE FILE [--offset BYTES]");
+        return ctl_misuse(c, "gpu put takes a handle and a file");
     int x = handle_arg(argv[0], node, handle);
     if (x || (x = bytes_arg(offset_w, "--offset", &offset)))
         return x;
@@ -359,7 +359,7 @@ int ctl_gpu_get(struct ctl *c, int argc, char **argv)
     struct strata_devices *d;
     struct strata_error e;
     if (ctl_parse(argc, argv, opts, 2) != 2)
-        return ctl_usage("gpu get takes HANDLE FILE [--offset BYTES] [--bytes BYTES]");
+        return ctl_misuse(c, "gpu get takes a handle and a file");
     int x = handle_arg(argv[0], node, handle);
     if (x || (x = bytes_arg(offset_w, "--offset", &offset)) || (x = bytes_arg(bytes_w, "--bytes", &bytes)) ||
         (x = need(c, node, &d)))
@@ -397,8 +397,7 @@ int ctl_gpu_copy(struct ctl *c, int argc, char **argv)
     struct strata_devices *a, *b = NULL;
     struct strata_error e;
     if (ctl_parse(argc, argv, opts, 3) != 2)
-        return ctl_usage(
-            "gpu copy takes FROM TO (handles) [--bytes BYTES] [--from-offset B] [--to-offset B]");
+        return ctl_misuse(c, "gpu copy takes two handles");
     int x = handle_arg(argv[0], from_node, from);
     if (x || (x = handle_arg(argv[1], to_node, to)) || (x = bytes_arg(bytes_w, "--bytes", &bytes)) ||
         (x = bytes_arg(from_w, "--from-offset", &from_off)) ||
@@ -553,11 +552,7 @@ int ctl_gpu_exec(struct ctl *c, int argc, char **argv)
     char node[64];
     struct strata_devices *d;
     if (ctl_parse(argc, argv, opts, 5) != 2 || split(argv[0], node, &device) < 0 || !device)
-        return ctl_usage(
-            "gpu exec takes NODE/DEVICE KERNEL --span HANDLE[:OFFSET:BYTES] … [--scalar N|N.Nf] "
-            "…; the kernels are fill copy checksum fma matvec matmul. One's own, where the node "
-            "allows it: ENTRY --code FILE (SPIR-V or PTX) --groups X[,Y[,Z]] [--threads X[,Y[,Z]] "
-            "(PTX)]");
+        return ctl_misuse(c, "gpu exec takes a device and a kernel");
     if ((x.groups_w || x.threads_w) && !x.code_w)
         return ctl_usage("--groups and --threads are for a kernel of one's own: --code FILE");
     int rc = three_arg(x.groups_w, "--groups", x.groups, &x.q.n_groups);
@@ -583,7 +578,7 @@ int ctl_gpu_stat(struct ctl *c, int argc, char **argv)
     struct strata_devices *d;
     Strata__V1__DeviceSession *s;
     if (ctl_parse(argc, argv, NULL, 0) != 1 || split(argv[0], node, &rest) < 0)
-        return ctl_usage("gpu stat takes NODE: what one's session there holds");
+        return ctl_misuse(c, "gpu stat takes a node: what one's session there holds");
     int x = need(c, node, &d);
     if (x || (x = state(c, d, &s)))
         return x ? x : done(d, x);
@@ -659,7 +654,7 @@ int ctl_gpu_show(struct ctl *c, int argc, char **argv)
     Strata__V1__DeviceInfoRequest q = STRATA__V1__DEVICE_INFO_REQUEST__INIT;
     ProtobufCMessage *m;
     if (ctl_parse(argc, argv, NULL, 0) != 1 || split(argv[0], node, &device) < 0 || !device)
-        return ctl_usage("gpu show takes NODE/DEVICE");
+        return ctl_misuse(c, "gpu show takes a device");
     int x = looking(c, node, &d);
     if (x)
         return x;

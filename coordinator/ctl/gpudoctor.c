@@ -77,7 +77,7 @@ int ctl_gpu_doctor(struct ctl *c, int argc, char **argv)
     pid_t pid;
     int from = -1, status = 0, problems = 0;
     if ((argc = ctl_parse(argc, argv, NULL, 0)) != 0)
-        return argc < 0 ? 2 : ctl_usage("strata gpu doctor takes no arguments");
+        return argc < 0 ? 2 : ctl_misuse(c, "gpu doctor takes nothing");
     char *text = malloc(ANSWER_BYTES), *save = NULL;
     struct table *t = table_new(columns, 4);
     json_t *list = json_array();

@@ -177,10 +177,7 @@ int ctl_init(struct ctl *c, int argc, char **argv)
     if (n < 0)
         return 2;
     if (n != 1)
-        return ctl_usage(
-            "init needs one directory: strata init DIR [--trust-domain D] [--listen HOST:PORT] [--admin "
-            "NAME] [--enroll HOST:PORT] [--leaf-ttl 7d] [--ed25519] [--encrypt-ca] [--node NAME]… [--user "
-            "NAME]…");
+        return ctl_misuse(c, "init needs one directory");
     char *full = realpath(argv[0], NULL);
     if (!full && fs_mkdirs(argv[0], 0700, &in.e) == ST_OK)
         full = realpath(argv[0], NULL);

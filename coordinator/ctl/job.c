@@ -173,10 +173,7 @@ int ctl_job_submit(struct ctl *c, int argc, char **argv)
     if (n == 1 && !model)
         model = argv[0];
     else if (n || !model)
-        return ctl_usage(
-            "job submit needs one model: strata job submit --model FILE [--goal latency|throughput|memory|"
-            "balanced] [--context N] [--sequences N] [--tokens N] [--min-nodes N] [--allow PATTERN] [--deny "
-            "PATTERN] [--split] [--priority N] [--preemptible] [--dry-run] [--watch]");
+        return ctl_misuse(c, "job submit needs one model");
     if (ctl_number(ctx, "context", 1ull << 40, &context) ||
         ctl_number(seqs, "sequences", 1u << 20, &sequences) ||
         ctl_number(tokens, "tokens", 1u << 30, &ntokens) ||
@@ -229,7 +226,7 @@ int ctl_job_list(struct ctl *c, int argc, char **argv)
     const struct ctl_opt opts[] = {{.name = "all", .flag = &all}};
     Strata__V1__ListJobsRequest q = STRATA__V1__LIST_JOBS_REQUEST__INIT;
     if (ctl_parse(argc, argv, opts, 1) != 0)
-        return ctl_usage("job list takes [--all]");
+        return ctl_misuse(c, "job list takes no operand");
     q.all = all;
     json_t *a = json_array();
     struct table *t = table_new(col, 7);
@@ -271,7 +268,7 @@ static int one(struct ctl *c, int argc, char **argv, const char *verb, const cha
                uint64_t timeout_ns)
 {
     if (argc != 1)
-        return ctl_usage("job %s needs one job: strata job %s JOB", verb, verb);
+        return ctl_misuse(c, "job %s needs one job", verb);
     Strata__V1__GetJobRequest q = STRATA__V1__GET_JOB_REQUEST__INIT;
     q.id = argv[0];
     ProtobufCMessage *m;
@@ -301,8 +298,7 @@ int ctl_job_watch(struct ctl *c, int argc, char **argv)
     int n = ctl_parse(argc, argv, opts, 1);
     if (n < 0)
         return 2;
-    return n == 1 ? watch(c, argv[0], ready)
-                  : ctl_usage("job watch needs one job: strata job watch JOB [--until-ready]");
+    return n == 1 ? watch(c, argv[0], ready) : ctl_misuse(c, "job watch needs one job");
 }
 
 int ctl_job_cancel(struct ctl *c, int argc, char **argv)

@@ -73,7 +73,7 @@ int ctl_layer_where(struct ctl *c, int argc, char **argv)
     if (n < 0)
         return 2;
     if (n < 1 || n > 2)
-        return ctl_usage("layer where needs a job: strata layer where JOB [LAYER]");
+        return ctl_misuse(c, "layer where needs a job");
     Strata__V1__GetJobRequest q = STRATA__V1__GET_JOB_REQUEST__INIT;
     q.id = argv[0];
     ProtobufCMessage *m;
@@ -137,9 +137,7 @@ int ctl_layer_move(struct ctl *c, int argc, char **argv)
     if (n < 0)
         return 2;
     if (n != 2 || !to)
-        return ctl_usage(
-            "layer move needs a job, layers and a device: strata layer move JOB LAYER[..LAYER] --to "
-            "NODE/DEVICE [--watch]");
+        return ctl_misuse(c, "layer move needs a job, layers and a device");
     Strata__V1__MoveRequest q = STRATA__V1__MOVE_REQUEST__INIT;
     char *dots = strstr(argv[1], "..");
     if (dots) {

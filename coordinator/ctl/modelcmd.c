@@ -45,9 +45,7 @@ int ctl_model_inspect(struct ctl *c, int argc, char **argv)
     if (n < 0)
         return 2;
     if (n != 1)
-        return ctl_usage(
-            "model inspect needs one file: strata model inspect FILE [--context N] [--sequences N] [--tokens "
-            "N] [--split]");
+        return ctl_misuse(c, "model inspect needs one file");
     if (ctl_number(ctx, "context", 1ull << 40, &o.context) ||
         ctl_number(seqs, "sequences", 1u << 20, &o.sequences) ||
         ctl_number(tok, "tokens", 1u << 30, &o.tokens))
@@ -93,9 +91,7 @@ int ctl_model_synth(struct ctl *c, int argc, char **argv)
     if (n < 0)
         return 2;
     if (n != 1)
-        return ctl_usage(
-            "model synth needs one file: strata model synth FILE [--size 256MiB] [--layers N] [--type "
-            "F32|F16|Q8_0|Q4_0] [--seed N]");
+        return ctl_misuse(c, "model synth needs one file");
     if (ctl_number(layers, "layers", 10000, &nl) || ctl_number(emb, "embedding", 1u << 20, &ne) ||
         ctl_number(ff, "ff", 1u << 22, &nf) || ctl_number(vocab, "vocab", 1u << 22, &nv) ||
         ctl_number(seed, "seed", UINT64_MAX, &o.seed))

@@ -100,7 +100,7 @@ int ctl_net_probe(struct ctl *c, int argc, char **argv)
     if (x)
         return x;
     if (argc == 1)
-        return ctl_usage("net probe takes two nodes or more, or none for all pairs");
+        return ctl_misuse(c, "net probe takes two nodes or more, or none for all pairs");
     q.nodes = argv;
     q.n_nodes = (size_t)argc;
     if ((x = ctl_connect(c)))
@@ -138,7 +138,7 @@ int ctl_net_estimate(struct ctl *c, int argc, char **argv)
     if ((argc = ctl_parse(argc, argv, NULL, 0)) < 0)
         return 2;
     if (argc != 3)
-        return ctl_usage("net estimate FROM TO BYTES: such as net estimate atlas dione 10GiB");
+        return ctl_misuse(c, "net estimate takes two nodes and a size, such as atlas dione 10GiB");
     if (parse_bytes(argv[2], &q.bytes) < 0)
         return ctl_usage("'%s' is no size; write it as 512MiB", argv[2]);
     q.from = argv[0];
@@ -218,7 +218,7 @@ int ctl_net_history(struct ctl *c, int argc, char **argv)
     if ((argc = ctl_parse(argc, argv, opt, 2)) < 0 || ctl_number(limit, "limit", 1000, &n))
         return 2;
     if (argc > 2)
-        return ctl_usage("net history [FROM [TO]] [--since 24h] [--limit N]");
+        return ctl_misuse(c, "net history takes up to two nodes");
     if (parse_duration_ns(since, &back) < 0)
         return ctl_usage("--since: '%s' is no duration; write it as 24h or 30d", since);
     q.from = argc > 0 ? argv[0] : (char *)"";

@@ -47,7 +47,7 @@ static int show(const struct ctl *c, const Strata__V1__NodeReply *r)
 static int one(struct ctl *c, int argc, char **argv, const char *verb, const char *method)
 {
     if (ctl_parse(argc, argv, NULL, 0) != 1)
-        return ctl_usage("node %s needs one node: strata node %s NODE", verb, verb);
+        return ctl_misuse(c, "node %s needs one node", verb);
     ProtobufCMessage *m;
     int x = call(c, method, argv[0], &m);
     if (x)

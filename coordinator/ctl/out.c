@@ -6,7 +6,7 @@
 
 #include "common/base/buf.h"
 #include "common/base/str.h"
-#include "coordinator/ctl/ctl.h"
+#include "coordinator/ctl/commands.h"
 
 struct table {
     const char *const *columns;
@@ -166,8 +166,20 @@ int ctl_usage(const char *fmt, ...)
     va_start(ap, fmt);
     fputs("strata: ", stderr);
     vfprintf(stderr, fmt, ap);
-    fputs("\nTry 'strata help'.\n", stderr);
+    fputs("\nTry 'strata help', or the command with --help.\n", stderr);
     va_end(ap);
+    return 2;
+}
+
+int ctl_misuse(const struct ctl *c, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    fputs("strata: ", stderr);
+    vfprintf(stderr, fmt, ap);
+    fputc('\n', stderr);
+    va_end(ap);
+    ctl_command_usage(c->command, stderr);
     return 2;
 }
 

@@ -313,8 +313,7 @@ static int apply(struct ctl *c, int argc, char **argv, bool diff)
     if (n == 1 && !file)
         file = argv[0];
     else if (n || !file)
-        return ctl_usage("policy %s needs a file: strata policy %s -f FILE%s [--allow-unknown-devices]",
-                         diff ? "diff" : "apply", diff ? "diff" : "apply", diff ? "" : " [--dry-run]");
+        return ctl_misuse(c, "policy %s needs a file", diff ? "diff" : "apply");
     struct raw_file *f = NULL;
     struct err e;
     if (conf_read(!strcmp(file, "-") ? "/dev/stdin" : file, FILE_BYTES_MAX, &file_value, (void **)&f, &e) < 0)
@@ -340,7 +339,7 @@ int ctl_policy_get(struct ctl *c, int argc, char **argv)
 {
     int n = ctl_parse(argc, argv, NULL, 0);
     if (n < 0 || n > 1)
-        return ctl_usage("policy get takes at most one principal: strata policy get [user/NAME]");
+        return ctl_misuse(c, "policy get takes at most one principal");
     Strata__V1__GetPolicyRequest q = STRATA__V1__GET_POLICY_REQUEST__INIT;
     ProtobufCMessage *m;
     if (n)
@@ -415,7 +414,7 @@ static int list(struct ctl *c, const char *prefix)
 
 int ctl_policy_list(struct ctl *c, int argc, char **argv)
 {
-    return ctl_parse(argc, argv, NULL, 0) ? ctl_usage("policy list takes no operands") : list(c, "");
+    return ctl_parse(argc, argv, NULL, 0) ? ctl_misuse(c, "policy list takes nothing") : list(c, "");
 }
 
 int ctl_policy_remove(struct ctl *c, int argc, char **argv)
@@ -424,7 +423,7 @@ int ctl_policy_remove(struct ctl *c, int argc, char **argv)
     const struct ctl_opt opts[] = {{.name = "dry-run", .flag = &dry}};
     int n = ctl_parse(argc, argv, opts, 1);
     if (n < 1)
-        return ctl_usage("policy remove needs principals: strata policy remove user/NAME… [--dry-run]");
+        return ctl_misuse(c, "policy remove needs principals");
     Strata__V1__RemovePoliciesRequest q = STRATA__V1__REMOVE_POLICIES_REQUEST__INIT;
     q.principals = argv;
     q.n_principals = (size_t)n;
@@ -438,9 +437,7 @@ int ctl_policy_test(struct ctl *c, int argc, char **argv)
     const struct ctl_opt opts[] = {{.name = "device", .value = &device}, {.name = "bytes", .value = &bytes}};
     int n = ctl_parse(argc, argv, opts, 2);
     if (n != 2)
-        return ctl_usage("policy test needs a subject and a permission: strata policy test user/NAME "
-                         "memory:allocate [--device "
-                         "NODE/cuda:0] [--bytes N]");
+        return ctl_misuse(c, "policy test needs a principal and a permission, such as memory:allocate");
     Strata__V1__TestPolicyRequest q = STRATA__V1__TEST_POLICY_REQUEST__INIT;
     if (bytes && (*bytes == '-' || parse_bytes(bytes, &q.bytes) < 0))
         return ctl_usage("--bytes: '%s' is no size such as 4096 or 2GiB", bytes);
@@ -475,7 +472,7 @@ int ctl_quota_show(struct ctl *c, int argc, char **argv)
     const struct ctl_opt opts[] = {{.name = "all", .flag = &all}};
     int n = ctl_parse(argc, argv, opts, 1);
     if (n < 0 || n > 1)
-        return ctl_usage("quota show takes at most one principal: strata quota show [user/NAME] [--all]");
+        return ctl_misuse(c, "quota show takes at most one principal");
     Strata__V1__QuotaRequest q = STRATA__V1__QUOTA_REQUEST__INIT;
     ProtobufCMessage *m;
     if (all || n)
@@ -537,8 +534,7 @@ int ctl_user_create(struct ctl *c, int argc, char **argv)
     struct err e = {0};
     int n = ctl_parse(argc, argv, opts, 4);
     if (n != 1 || !nroles)
-        return ctl_usage("user create needs a name and a role: strata user create NAME --role user [--device "
-                         "PATTERN] [--quota 40GiB] [--expires 30d]");
+        return ctl_misuse(c, "user create needs a name and a role");
     if (user_name(argv[0], name, sizeof name))
         return 2;
     const struct raw_policy r = {.principal = name,
@@ -564,14 +560,14 @@ int ctl_user_create(struct ctl *c, int argc, char **argv)
 
 int ctl_user_list(struct ctl *c, int argc, char **argv)
 {
-    return ctl_parse(argc, argv, NULL, 0) ? ctl_usage("user list takes no operands") : list(c, "user/");
+    return ctl_parse(argc, argv, NULL, 0) ? ctl_misuse(c, "user list takes nothing") : list(c, "user/");
 }
 
 int ctl_user_revoke(struct ctl *c, int argc, char **argv)
 {
     char name[80], *one = name;
     if (ctl_parse(argc, argv, NULL, 0) != 1)
-        return ctl_usage("user revoke needs one name: strata user revoke NAME");
+        return ctl_misuse(c, "user revoke needs one name");
     if (user_name(argv[0], name, sizeof name))
         return 2;
     Strata__V1__RemovePoliciesRequest q = STRATA__V1__REMOVE_POLICIES_REQUEST__INIT;

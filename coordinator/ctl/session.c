@@ -46,7 +46,7 @@ int ctl_session_list(struct ctl *c, int argc, char **argv)
                                    {.name = "node", .value = &node},
                                    {.name = "principal", .value = &principal}};
     if (ctl_parse(argc, argv, opts, 3) != 0)
-        return ctl_usage("session list takes [--all] [--principal user/NAME] [--node NAME]");
+        return ctl_misuse(c, "session list takes no operand");
     Strata__V1__ListSessionsRequest q = STRATA__V1__LIST_SESSIONS_REQUEST__INIT;
     q.all = all;
     if (node)
@@ -97,7 +97,7 @@ int ctl_session_list(struct ctl *c, int argc, char **argv)
 int ctl_session_kill(struct ctl *c, int argc, char **argv)
 {
     if (ctl_parse(argc, argv, NULL, 0) != 1)
-        return ctl_usage("session kill needs one session: strata session kill SESSION");
+        return ctl_misuse(c, "session kill needs one session");
     Strata__V1__EndSessionRequest q = STRATA__V1__END_SESSION_REQUEST__INIT;
     ProtobufCMessage *m;
     q.session = argv[0];

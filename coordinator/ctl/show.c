@@ -29,7 +29,7 @@ static json_t *time_json(int64_t us)
 int ctl_status(struct ctl *c, int argc, char **argv)
 {
     if (ctl_parse(argc, argv, NULL, 0) != 0)
-        return ctl_usage("status takes nothing");
+        return ctl_misuse(c, "status takes nothing");
     Strata__V1__StatusRequest q = STRATA__V1__STATUS_REQUEST__INIT;
     ProtobufCMessage *m;
     int x = call(c, "Status", &q.base, &m);
@@ -84,7 +84,7 @@ int ctl_node_list(struct ctl *c, int argc, char **argv)
     static const char *const col[] = {"NODE", "STATE", "ADDRESS", "RTT>", "DEVICES>", "LAST SEEN", "VERSION"};
     ProtobufCMessage *m;
     if (ctl_parse(argc, argv, NULL, 0) != 0)
-        return ctl_usage("node list takes nothing");
+        return ctl_misuse(c, "node list takes nothing");
     int x = list(c, true, &m);
     if (x)
         return x;
@@ -134,7 +134,7 @@ int ctl_gpu_list(struct ctl *c, int argc, char **argv)
                                       "MEMORY>", "RATE>", "COMPUTE>", "DRIVER"};
     ProtobufCMessage *m;
     if (ctl_parse(argc, argv, NULL, 0) != 0)
-        return ctl_usage("gpu list takes nothing");
+        return ctl_misuse(c, "gpu list takes nothing");
     int x = list(c, true, &m);
     if (x)
         return x;

@@ -86,7 +86,7 @@ static int token_create(struct ctl *c, int argc, char **argv)
     if (k < 0)
         return 2;
     if (k)
-        return ctl_usage("node token create takes --ttl 24h, --uses N, --name NAME, --pool POOL");
+        return ctl_misuse(c, "node token create takes no operand");
     if (uses && ctl_number(uses, "uses", 10000, &n))
         return 2;
     if (ttl && (parse_duration_ns(ttl, &ns) < 0 || !ns))
@@ -100,7 +100,7 @@ static int token_list(struct ctl *c, int argc, char **argv)
     Strata__V1__ListTokensRequest q = STRATA__V1__LIST_TOKENS_REQUEST__INIT;
     ProtobufCMessage *m;
     if (ctl_parse(argc, argv, NULL, 0) != 0)
-        return ctl_usage("node token list takes nothing");
+        return ctl_misuse(c, "node token list takes nothing");
     int x = ask(c, "ListTokens", &q.base, &m);
     if (x)
         return x;
@@ -135,7 +135,7 @@ static int token_revoke(struct ctl *c, int argc, char **argv)
     Strata__V1__RevokeTokenRequest q = STRATA__V1__REVOKE_TOKEN_REQUEST__INIT;
     ProtobufCMessage *m;
     if (ctl_parse(argc, argv, NULL, 0) != 1)
-        return ctl_usage("node token revoke takes the token's id (strata node token list)");
+        return ctl_misuse(c, "node token revoke takes the token's id (strata node token list)");
     q.id = argv[0];
     int x = ask(c, "RevokeToken", &q.base, &m);
     if (x)
@@ -155,7 +155,7 @@ int ctl_node_token(struct ctl *c, int argc, char **argv)
         return token_list(c, argc - 1, argv + 1);
     if (argc > 0 && !strcmp(argv[0], "revoke"))
         return token_revoke(c, argc - 1, argv + 1);
-    return ctl_usage("node token create|list|revoke");
+    return ctl_misuse(c, "node token takes create, list or revoke");
 }
 
 int ctl_user_token(struct ctl *c, int argc, char **argv)
@@ -167,7 +167,7 @@ int ctl_user_token(struct ctl *c, int argc, char **argv)
     if (n < 0)
         return 2;
     if (n != 1)
-        return ctl_usage("user token takes one name: strata user token alice [--ttl 24h]");
+        return ctl_misuse(c, "user token takes one name");
     if (ttl && (parse_duration_ns(ttl, &ns) < 0 || !ns))
         return ctl_usage("--ttl: '%s' is no duration such as 24h", ttl);
     return create(c, "user", argv[0], NULL, 1, ns);
@@ -231,7 +231,7 @@ int ctl_login(struct ctl *c, int argc, char **argv)
     if (n < 0)
         return 2;
     if (n != (file ? 1 : 2))
-        return ctl_usage("strata login HOST:PORT TOKEN, or strata login HOST:PORT --token-file FILE");
+        return ctl_misuse(c, "login takes the enrolment address and a token");
     int rc = file ? enroll_token_file(file, &t, &e) : enroll_token_decode(argv[1], &t, &e);
     if (rc == ST_OK)
         rc = login(c, argv[0], &t, force, &r, &e);

@@ -46,6 +46,33 @@ def words():
         check(err.startswith("strata: "), f"'{' '.join(bad)}' is a usage error that says what is wrong")
 
 
+def manuals():
+    """Every command explains itself without a cluster, and has each option that it explains."""
+    out, _ = human("help")
+    rows = [[w for w in (l[9:16].strip(), l[17:27].strip()) if w] for l in out.split("Commands:\n")[1].splitlines() if l.startswith("  strata ")]
+    check(len(rows) > 60, "help lists the commands")
+    lost = []
+    for words in rows:
+        manual, err = human(*words, "--help")
+        if err or not manual.startswith(f"usage: strata {' '.join(words)}"):
+            lost.append(" ".join(words))
+        if words[0] == "plan":  # these have options of getopt's, which tells of unknown ones by itself
+            continue
+        for option in sorted(set(re.findall(r"--[a-z0-9-]+", manual)) - {"--dir", "--json", "--timeout", "--quiet", "--color", "--help"}):
+            said = subprocess.run([f"{BIN}/strata", "--dir", f"{work}/nobody", *words, *(["create"] if words[-1:] == ["token"] and words[0] == "node" else []), option],
+                                  capture_output=True, text=True, timeout=PATIENCE)
+            if said.returncode == 0 or "there is no option" in said.stderr:
+                lost.append(f"{' '.join(words)} {option}")
+    check(not lost, f"every command has a manual, and every option in it ({', '.join(lost) or 'none lost'})")
+    check(human("help", "gpu", "put")[0] == human("gpu", "put", "--help")[0], "help COMMAND and COMMAND --help are one")
+    check("gpu alloc" in re.sub(" +", " ", human("gpu", "--help")[0]), "a room's --help lists its commands")
+    check("gpu alloc" in re.sub(" +", " ", human("gpu", want=2)[1]), "and so does the room alone, as an error")
+    _, err = human("gpu", "put", "onlyone", want=2)
+    check("usage: strata gpu put HANDLE FILE" in err, "a command used wrongly shows its usage")
+    _, err = human("help", "frobnicate", want=2)
+    check("no command" in err, "help of what is no command says so")
+
+
 def models(path):
     out, _ = human("model", "inspect", path)
     check("blk" in out or "block" in out, "model inspect shows the layers as a table")
@@ -133,6 +160,7 @@ def main():
     names = write_cluster(2)
     model = synth("small", "12MiB")
     words()
+    manuals()
     models(model)
     start_cluster(names)
     cluster(names)
