@@ -51,6 +51,15 @@ PLAN(diff)
 PLAN(export)
 #undef PLAN
 
+/* A word that is no file and looks like a job is one. */
+static int plan_show_any(struct ctl *c, int argc, char **argv)
+{
+    for (int i = 0; i < argc; i++)
+        if (str_starts(argv[i], "job-") && access(argv[i], F_OK))
+            return ctl_plan_job_show(c, argc, argv);
+    return plan_show_cmd(c, argc, argv);
+}
+
 static const struct command {
     const char *room, *verb; /* verb NULL: the command is one word */
     int (*run)(struct ctl *c, int argc, char **argv);
@@ -97,7 +106,8 @@ static const struct command {
     {"plan", "solve", plan_solve_cmd, "plan a model on a described cluster"},
     {"plan", "replan", plan_replan_cmd, "change a plan with the fewest bytes moved"},
     {"plan", "check", plan_check_cmd, "recompute every figure of a plan"},
-    {"plan", "show", plan_show_cmd, "a plan as a table"},
+    {"plan", "show", plan_show_any,
+     "a job's plan or that of a file as a table; --recompute makes it anew, --save keeps its inputs"},
     {"plan", "explain", plan_explain_cmd, "why each device is or is not in a plan, and what would change it"},
     {"plan", "diff", plan_diff_cmd, "what differs between two plans"},
     {"plan", "export", plan_export_cmd, "a plan for llama.cpp, vLLM or accelerate"},

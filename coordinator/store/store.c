@@ -60,6 +60,8 @@ static const char *const schema_steps[] = {
      " rtt_min INTEGER, rtt_sum INTEGER NOT NULL, rtt_max INTEGER NOT NULL, loss_sum INTEGER NOT NULL,"
      " rate_min INTEGER, rate_sum INTEGER NOT NULL, rate_max INTEGER NOT NULL,"
      " PRIMARY KEY(src, dst, span_us, time_us)) STRICT, WITHOUT ROWID;"),
+    /* 4 → 5: what a plan was made from */
+    "ALTER TABLE plan ADD COLUMN inputs BLOB NOT NULL DEFAULT x'';",
 };
 
 const struct db_kind store_db_kind = {

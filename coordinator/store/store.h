@@ -13,6 +13,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "common/base/buf.h"
 #include "common/base/err.h"
 #include "common/base/log.h"
 #include "common/base/port.h"
@@ -75,6 +76,8 @@ struct store_plan {
     const char *id, *job, *goal;
     const void *doc; /* plan JSON */
     size_t doc_len;
+    const void *inputs; /* what it was made from; not read by store_load_plans */
+    size_t inputs_len;
     int64_t created_us;
 };
 struct store_trust { /* tokens, certificates, revocations, pins: documents of the api room */
@@ -212,6 +215,14 @@ void store_stats(struct store *s, struct store_stats *out); /* any thread */
 int store_net_history(struct store *s, const char *from, const char *to, int64_t since_us, int64_t now_us,
                       unsigned max, int (*fn)(void *arg, const struct store_net_sample *r), void *arg,
                       struct err *e) ST_CHECK;
+
+/* ---- what a job's plan was made from ---- */
+
+/* Appends at most max bytes of it from `offset` on. *total is all of it (0: it was not kept), *created_us
+ * names the plan that it belongs to. ST_ENOENT: no plan of that job. Blocks on the disk as the history does.
+ */
+int store_plan_inputs(struct store *s, const char *job, uint64_t offset, size_t max, struct buf *out,
+                      uint64_t *total, int64_t *created_us, struct err *e) ST_CHECK;
 
 /* ---- the outbox, for the audit room ---- */
 

@@ -46,7 +46,8 @@ static const struct store_sql sqls[SQL_COUNT] = {
          "opened_us,expires_us,generation) VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11)",
          "writing a session", ST_OK},
     [SQL_SESSION_DELETE] = {"DELETE FROM session WHERE id=?1", "removing a session", ST_OK},
-    [SQL_PLAN_PUT] = {"INSERT OR REPLACE INTO plan(id,job,goal,doc,created_us) VALUES(?1,?2,?3,?4,?5)",
+    [SQL_PLAN_PUT] = {"INSERT OR REPLACE INTO plan(id,job,goal,doc,inputs,created_us) "
+                      "VALUES(?1,?2,?3,?4,?5,?6)",
                       "writing a plan", ST_OK},
     [SQL_REQUEST_PUT] =
         {"INSERT INTO request(principal,request_id,method,response,created_us) VALUES(?1,?2,?3,?4,?5)",
@@ -302,11 +303,12 @@ void store_txn_session_delete(struct store_txn *t, const char *id)
 
 void store_txn_plan_put(struct store_txn *t, const struct store_plan *p)
 {
-    op(t, SQL_PLAN_PUT, 5);
+    op(t, SQL_PLAN_PUT, 6);
     text(t, p->id);
     text(t, p->job);
     text(t, p->goal);
     blob(t, p->doc, p->doc_len);
+    blob(t, p->inputs, p->inputs_len);
     num(t, p->created_us);
 }
 

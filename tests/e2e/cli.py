@@ -94,6 +94,12 @@ def jobs(model):
         json.dump(job(jid)["plan"], f)
     check("cpu:0" in human("plan", "show", f"{work}/plan.json")[0], "the plan of a job can be shown")
     check(json.loads(human("plan", "show", f"{work}/plan.json", "--json")[0])["goal"] == "memory", "also as JSON")
+    out, _ = human("plan", "show", jid, "--recompute", "--save", f"{work}/kept")
+    check("the same bytes" in out and "cpu:0" in out, "the job's plan is made anew from what was kept with it")
+    kept = [f"--{x}={work}/kept/{x}.json" for x in ("cluster", "model", "request")]
+    check("every figure" in human("plan", "check", *kept, f"{work}/kept/plan.json")[0], "and its saved inputs pass the check")
+    check("the same bytes" in human("plan", "show", "--recompute", *kept, f"{work}/kept/plan.json")[0], "offline as well")
+    check(strata("plan", "show", "job-00000000", want=3) is not None, "a job that does not exist is exit 3")
     return jid
 
 

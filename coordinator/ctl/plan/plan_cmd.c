@@ -20,6 +20,7 @@ static const char check_usage[] =
     "Recomputes every figure and rule of a plan, independently of the solvers.\n";
 static const char show_usage[] =
     "usage: strata plan show [--json] PLAN.json\n"
+    "       strata plan show [--json] [--recompute] [--save DIR] JOB\n"
     "       strata plan show --recompute --cluster C.json --model M.json [--request R.json] PLAN.json\n"
     "       [--context N] [--sequences N] [--tokens N]\n"
     "Draws a plan: its stages, a strip of its layers and how full its devices are. With --recompute it is "

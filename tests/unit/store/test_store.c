@@ -222,8 +222,14 @@ static void everything_survives_reopening(void **state)
     l.layer = "blk.1";
     store_txn_layer_put(t, &l);
     store_txn_layer_delete(t, "j1", "blk.1", "dione/cuda:0");
-    store_txn_plan_put(
-        t, &(struct store_plan){.id = "p1", .job = "j1", .goal = "latency", .doc = "{}", .doc_len = 2});
+    store_txn_plan_put(t, &(struct store_plan){.id = "p1",
+                                               .job = "j1",
+                                               .goal = "latency",
+                                               .doc = "{}",
+                                               .doc_len = 2,
+                                               .inputs = "made of this",
+                                               .inputs_len = 12,
+                                               .created_us = 7});
     store_txn_request_put(
         t, &(struct store_request){.principal = "user/alice", .request_id = "old", .created_us = 1});
     store_txn_requests_expire(t, 2);
@@ -238,6 +244,18 @@ static void everything_survives_reopening(void **state)
     struct audit_event ev = event("j1");
     store_txn_event(t, &ev);
     assert_int_equal(submit_wait(r->s, r->port, t, &e), ST_OK);
+    struct buf piece = {0};
+    uint64_t total = 0;
+    int64_t made = 0;
+    assert_int_equal(store_plan_inputs(r->s, "j1", 5, 2, &piece, &total, &made, &e), ST_OK);
+    assert_int_equal(store_plan_inputs(r->s, "j1", 8, 99, &piece, &total, &made, &e), ST_OK);
+    assert_string_equal(buf_cstr(&piece), "ofthis");
+    assert_int_equal(total, 12);
+    assert_int_equal(made, 7);
+    assert_int_equal(store_plan_inputs(r->s, "j1", UINT64_MAX / 4, 9, &piece, &total, &made, &e), ST_OK);
+    assert_int_equal(piece.len, 6);
+    assert_int_equal(store_plan_inputs(r->s, "j2", 0, 9, &piece, &total, &made, &e), ST_ENOENT);
+    buf_fini(&piece);
     rig_reopen(r);
     unsigned seen = 0;
     assert_int_equal(store_load_policies(r->s, see_policy, &seen, &e), ST_OK);
