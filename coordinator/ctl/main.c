@@ -109,6 +109,8 @@ static const struct command {
     {"plan", "show", plan_show_any,
      "a job's plan or that of a file as a table; --recompute makes it anew, --save keeps its inputs"},
     {"plan", "explain", plan_explain_cmd, "why each device is or is not in a plan, and what would change it"},
+    {"plan", "calibrate", ctl_plan_calibrate,
+     "run a job's layers on their devices beside what its plan predicted; --correct takes it over"},
     {"plan", "diff", plan_diff_cmd, "what differs between two plans"},
     {"plan", "export", plan_export_cmd, "a plan for llama.cpp, vLLM or accelerate"},
     {"job", "submit", ctl_job_submit, "plan, place and load a model"},

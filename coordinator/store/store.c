@@ -62,6 +62,9 @@ static const char *const schema_steps[] = {
      " PRIMARY KEY(src, dst, span_us, time_us)) STRICT, WITHOUT ROWID;"),
     /* 4 → 5: what a plan was made from */
     "ALTER TABLE plan ADD COLUMN inputs BLOB NOT NULL DEFAULT x'';",
+    /* 5 → 6: how a device's rates differ from what its agent finds at its start */
+    ("CREATE TABLE calibration(device TEXT PRIMARY KEY, memory_ppm INTEGER NOT NULL, compute_ppm INTEGER NOT "
+     "NULL, updated_us INTEGER NOT NULL) STRICT, WITHOUT ROWID;"),
 };
 
 const struct db_kind store_db_kind = {

@@ -80,6 +80,11 @@ struct store_plan {
     size_t inputs_len;
     int64_t created_us;
 };
+struct store_calibration { /* what an agent's rates of a device are multiplied with */
+    const char *device;
+    double memory, compute; /* kept in millionths */
+    int64_t updated_us;
+};
 struct store_trust { /* tokens, certificates, revocations, pins: documents of the api room */
     const char *kind, *id;
     const void *doc;
@@ -136,6 +141,8 @@ int store_load_trust(struct store *s, int (*fn)(void *arg, const struct store_tr
                      struct err *e) ST_CHECK;
 int store_load_net(struct store *s, int (*fn)(void *arg, const struct store_net *n), void *arg,
                    struct err *e) ST_CHECK;
+int store_load_calibrations(struct store *s, int (*fn)(void *arg, const struct store_calibration *r),
+                            void *arg, struct err *e) ST_CHECK;
 /* A value of the meta table into out ("" when absent): ids, serial numbers, the cluster's name. */
 int store_load_meta(struct store *s, const char *key, char *out, size_t cap, struct err *e) ST_CHECK;
 
@@ -170,6 +177,8 @@ void store_txn_policy_delete(struct store_txn *t, const char *principal); /* abs
 void store_txn_session_put(struct store_txn *t, const struct store_session *r);
 void store_txn_session_delete(struct store_txn *t, const char *id); /* absent is fine */
 void store_txn_plan_put(struct store_txn *t, const struct store_plan *p);
+void store_txn_calibration_put(struct store_txn *t, const struct store_calibration *r);
+void store_txn_calibrations_forget(struct store_txn *t, const char *node);
 void store_txn_request_put(struct store_txn *t, const struct store_request *r); /* existing id: ST_EEXIST */
 void store_txn_requests_expire(struct store_txn *t, int64_t before_us);
 void store_txn_trust_put(struct store_txn *t, const struct store_trust *d);

@@ -204,7 +204,8 @@ static void handler(struct rpc_call *call, const ProtobufCMessage *req, void *ar
 
 #define PLANS "strata.v1.Plans"
 #define GOOD                                                                                                 \
-    {PLANS, "Cluster", 0, handler}, {PLANS, "Inputs", 0, handler},                                           \
+    {PLANS, "Cluster", 0, handler}, {PLANS, "Calibrate", RPC_SERVER_STREAM, handler},                        \
+        {PLANS, "Inputs", 0, handler},                                                                       \
     {                                                                                                        \
         PLANS, "Show", 0, handler                                                                            \
     }
@@ -213,17 +214,20 @@ static void test_table(void **state)
 {
     static const ProtobufCServiceDescriptor *const svc[] = {&strata__v1__plans__descriptor};
     static const struct {
-        struct rpc_method m[5];
+        struct rpc_method m[6];
         size_t n;
         const char *says; /* NULL = accepted */
     } t[] = {
-        {{GOOD}, 3, NULL},
+        {{GOOD}, 4, NULL},
         {{{PLANS, "Show", 0, handler}}, 1, "strata.v1.Plans.Cluster is declared and has no handler"},
-        {{GOOD, {PLANS, "Erase", 0, handler}}, 4, "strata.v1.Plans.Erase has a handler and is not declared"},
-        {{GOOD, {"strata.v1.Jobs", "Get", 0, handler}}, 4, "strata.v1.Jobs.Get"},
-        {{GOOD, {PLANS, "Show", 0, handler}}, 4, "strata.v1.Plans.Show has two handlers"},
-        {{{PLANS, "Cluster", 0, handler}, {PLANS, "Inputs", 0, handler}, {PLANS, "Show", 0, NULL}},
-         3,
+        {{GOOD, {PLANS, "Erase", 0, handler}}, 5, "strata.v1.Plans.Erase has a handler and is not declared"},
+        {{GOOD, {"strata.v1.Jobs", "Get", 0, handler}}, 5, "strata.v1.Jobs.Get"},
+        {{GOOD, {PLANS, "Show", 0, handler}}, 5, "strata.v1.Plans.Show has two handlers"},
+        {{{PLANS, "Cluster", 0, handler},
+          {PLANS, "Calibrate", RPC_SERVER_STREAM, handler},
+          {PLANS, "Inputs", 0, handler},
+          {PLANS, "Show", 0, NULL}},
+         4,
          "strata.v1.Plans.Show has no handler"},
         {{{PLANS, "", 0, handler}}, 0, "has no handler"},
     };

@@ -167,6 +167,14 @@ static int see_request(void *arg, const struct store_request *q)
     return 0;
 }
 
+static int see_calibration(void *arg, const struct store_calibration *r)
+{
+    assert_string_equal(r->device, "dione/cuda:0");
+    assert_true(r->memory == 0.5 && r->compute == 1.25 && r->updated_us == 3);
+    ++*(unsigned *)arg;
+    return 0;
+}
+
 static void everything_survives_reopening(void **state)
 {
     struct rig *r = *state;
@@ -239,6 +247,11 @@ static void everything_survives_reopening(void **state)
                                                      .response = "resp",
                                                      .response_len = 4,
                                                      .created_us = 2});
+    const char *const calibrated[] = {"dion/cuda:0", "dione/cuda:0", "dione2/cuda:0"};
+    for (int i = 0; i < 3; i++)
+        store_txn_calibration_put(t, &(struct store_calibration){calibrated[i], 0.5, 1.25, 3});
+    store_txn_calibrations_forget(t, "dion");
+    store_txn_calibrations_forget(t, "dione2");
     store_txn_meta_put(t, "cluster", "one");
     store_txn_meta_put(t, "cluster", "two");
     struct audit_event ev = event("j1");
@@ -266,7 +279,8 @@ static void everything_survives_reopening(void **state)
     assert_int_equal(store_load_layers(r->s, see_layer, &seen, &e), ST_OK);
     assert_int_equal(store_load_plans(r->s, see_plan, &seen, &e), ST_OK);
     assert_int_equal(store_load_requests(r->s, see_request, &seen, &e), ST_OK);
-    assert_int_equal(seen, 8);
+    assert_int_equal(store_load_calibrations(r->s, see_calibration, &seen, &e), ST_OK);
+    assert_int_equal(seen, 9);
     char value[16];
     assert_int_equal(store_load_meta(r->s, "cluster", value, sizeof value, &e), ST_OK);
     assert_string_equal(value, "two");
