@@ -274,7 +274,7 @@ static void on_load(struct rpc_call *call, const ProtobufCMessage *msg, void *ar
     rpc_on_cancel(call, load_cancelled, l);
 }
 
-/* ---- Verify and Release: short enough to run on when nobody waits any more ---- */
+/* ---- Verify, Time and Release: short enough to run on when nobody waits any more ---- */
 
 struct waiting {
     struct rpc_call *call; /* NULL = nobody waits */
@@ -323,6 +323,41 @@ static void on_verify(struct rpc_call *call, const ProtobufCMessage *msg, void *
     if (!w)
         return;
     if (layers_verify(h->layers, rq->job, rq->layer, rq->device, verify_done, w, &e) < 0) {
+        free(w);
+        rpc_fail(call, &e);
+        return;
+    }
+    rpc_on_cancel(call, waiting_cancelled, w);
+}
+
+static void time_done(void *arg, int rc, const struct err *e, const struct layers_timing *t)
+{
+    struct waiting *w = arg;
+    if (w->call && rc < 0) {
+        rpc_fail(w->call, e);
+    } else if (w->call) {
+        Strata__V1__TimeReply r = STRATA__V1__TIME_REPLY__INIT;
+        r.best_s = t->best_s;
+        r.mean_s = t->mean_s;
+        r.call_s = t->call_s;
+        r.bytes = t->bytes;
+        r.flops = t->flops;
+        r.rounds = t->rounds;
+        rpc_reply(w->call, &r.base);
+    }
+    free(w);
+}
+
+static void on_time(struct rpc_call *call, const ProtobufCMessage *msg, void *arg)
+{
+    struct handlers *h = arg;
+    const Strata__V1__TimeRequest *rq = (const Strata__V1__TimeRequest *)msg;
+    const struct layers_time_ask ask = {rq->flops, rq->read_bytes, rq->rounds};
+    struct waiting *w = from_coordinator(call) ? wait_for(call) : NULL;
+    struct err e;
+    if (!w)
+        return;
+    if (layers_time(h->layers, rq->job, rq->layer, rq->device, &ask, time_done, w, &e) < 0) {
         free(w);
         rpc_fail(call, &e);
         return;
@@ -382,6 +417,7 @@ int handlers_table(struct rpc_table **out, struct handlers *h, struct err *e)
         {"strata.v1.Layers", "Inspect", RPC_UNARY, on_inspect},
         {"strata.v1.Layers", "Load", RPC_SERVER_STREAM, on_load},
         {"strata.v1.Layers", "Verify", RPC_UNARY, on_verify},
+        {"strata.v1.Layers", "Time", RPC_UNARY, on_time},
         {"strata.v1.Layers", "Release", RPC_UNARY, on_release},
         {"strata.v1.Trust", "Update", RPC_UNARY, on_trust},
     };

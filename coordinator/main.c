@@ -14,6 +14,7 @@
 #include "common/base/map.h"
 #include "common/base/str.h"
 #include "common/ticket/ticket.h"
+#include "coordinator/api/calibration.h"
 #include "coordinator/api/net.h"
 #include "coordinator/api/trust.h"
 
@@ -242,7 +243,7 @@ static int start(struct coord *c, struct err *e)
                        "cannot make the event loop: out of memory, threads or file descriptors");
     if ((rc = trust_new(c, e)) < 0 || (rc = open_stores(c, e)) < 0 || (rc = trust_load(c->trust, e)) < 0 ||
         (rc = open_ticket_key(c, e)) < 0 || (rc = open_jobs(c, e)) < 0 || (rc = dsessions_load(c, e)) < 0 ||
-        (rc = net_load(c, e)) < 0 || (rc = api_table_new(c, e)) < 0 ||
+        (rc = net_load(c, e)) < 0 || (rc = calibrations_load(c, e)) < 0 || (rc = api_table_new(c, e)) < 0 ||
         (rc = store_start(c->store, c->port, e)) < 0 || (rc = first_admin(c, e)) < 0)
         return rc;
     /* What a policy stopped carrying while its sessions were being ended when the last run died. */
@@ -270,6 +271,7 @@ static void stop(struct coord *c)
     if (c->port)
         port_drain(c->port);
     net_fini(c);
+    calibrations_fini(c);
     api_spool_free(c);
     jobs_free(c->jobs);
     rpc_table_free(c->table);

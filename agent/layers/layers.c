@@ -336,6 +336,12 @@ int layers_load(struct load **out, struct layers *ls, const struct layers_load *
     return ST_OK;
 }
 
+struct layer *layer_resident(const struct layers *ls, const char *job, const char *layer, const char *device)
+{
+    struct layer *l = find(ls, job, layer, device);
+    return l && l->state == LAYER_RESIDENT ? l : NULL;
+}
+
 /* ---- verify ---- */
 
 struct verify {

@@ -76,6 +76,22 @@ typedef void (*layers_verify_fn)(void *arg, int rc, const struct err *e, const u
 int layers_verify(struct layers *ls, const char *job, const char *layer, const char *device,
                   layers_verify_fn fn, void *arg, struct err *e) ST_CHECK;
 
+/* Runs products over a resident layer's bytes on its device, as much work as the layer does in a step. */
+struct layers_time_ask {
+    double flops, read_bytes; /* of the layer's step */
+    unsigned rounds;          /* 1 … 100, besides one to warm up; fewer once two seconds have passed */
+};
+struct layers_timing {
+    double best_s, mean_s; /* of a round, without the way to the worker and back */
+    double call_s;         /* which is this long */
+    uint64_t bytes;        /* read in a round: whole rows, so perhaps a little less than was asked for */
+    double flops;
+    unsigned rounds;
+};
+typedef void (*layers_time_fn)(void *arg, int rc, const struct err *e, const struct layers_timing *t);
+int layers_time(struct layers *ls, const char *job, const char *layer, const char *device,
+                const struct layers_time_ask *ask, layers_time_fn fn, void *arg, struct err *e) ST_CHECK;
+
 /* Loads begun so far, counted from 1. */
 uint64_t layers_serial(const struct layers *ls);
 

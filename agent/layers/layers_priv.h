@@ -26,7 +26,7 @@ struct layer {
     struct tenant *tenant;
     uint64_t buffer;
     bool allocated;
-    unsigned verifying;            /* digests in flight; freeing waits for them */
+    unsigned verifying;            /* digests and timings in flight; freeing waits for them */
     bool free_wanted;              /* when the last digest is back */
     struct load *load;             /* while ALLOCATING */
     struct release_link *releases; /* who waits for the memory to be free */
@@ -44,6 +44,8 @@ struct layers {
     bool closing;
 };
 
+/* NULL: it is not here, or on its way. device "" = any that has it. */
+struct layer *layer_resident(const struct layers *ls, const char *job, const char *layer, const char *device);
 /* Another load of the same layer may begin. */
 void layer_unindex(struct layer *l);
 /* Takes the layer out of the registry, ends its load, answers every release that waits for it and frees it.

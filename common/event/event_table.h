@@ -88,6 +88,7 @@
     X(143, JOB_REBALANCED, "job.rebalanced", INFO, MUST, "layers? bytes? gain? reason?")                     \
     X(160, PLAN_CREATED, "plan.created", INFO, MUST, "plan? goal? solver? objective? bound? gap? us?")       \
     X(161, PLAN_REJECTED, "plan.rejected", WARNING, KEEP, "reason")                                          \
+    X(162, PLAN_CALIBRATED, "plan.calibrated", INFO, MUST, "layers memory? compute? predicted? measured?")   \
     X(170, LAYER_LOADED, "layer.loaded", INFO, MUST, "layer bytes? us?")                                     \
     X(171, LAYER_VERIFIED, "layer.verified", INFO, KEEP, "layer checksum?")                                  \
     X(172, LAYER_RELEASED, "layer.released", INFO, MUST, "layer bytes?")                                     \

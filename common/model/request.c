@@ -176,3 +176,69 @@ int request_open(const char *path, const struct model *m, const struct cluster *
     buf_fini(&b);
     return rc;
 }
+
+/* ---- writing ---- */
+
+static int write_strings(const char *key, char *const *v, size_t n, struct buf *out)
+{
+    int rc = buf_printf(out, ",\n\"%s\":[", key);
+    for (size_t i = 0; i < n && rc == ST_OK; i++)
+        if (!i || (rc = buf_append(out, ",", 1)) == ST_OK)
+            rc = jwrite_string(out, v[i]);
+    return rc < 0 ? rc : buf_append(out, "]", 1);
+}
+
+static int write_pins(const struct request *r, const struct model *m, const struct cluster *c,
+                      struct buf *out)
+{
+    int rc = buf_printf(out, ",\n\"pin\":{");
+    for (size_t i = 0; i < r->npins && rc == ST_OK; i++)
+        if ((!i || (rc = buf_append(out, ",", 1)) == ST_OK) &&
+            (rc = jwrite_string(out, m->layers[r->pins[i].layer].id)) == ST_OK &&
+            (rc = buf_append(out, ":", 1)) == ST_OK)
+            rc = jwrite_string(out, c->devices[r->pins[i].device].id);
+    return rc < 0 ? rc : buf_append(out, "}", 1);
+}
+
+static int write_together(const struct request *r, const struct model *m, struct buf *out)
+{
+    int rc = buf_printf(out, ",\n\"together\":[");
+    for (size_t i = 0; i < r->ntogether && rc == ST_OK; i++) {
+        rc = buf_printf(out, i ? ",[" : "[");
+        for (size_t k = 0; k < r->together[i].n && rc == ST_OK; k++)
+            if (!k || (rc = buf_append(out, ",", 1)) == ST_OK)
+                rc = jwrite_string(out, m->layers[r->together[i].layers[k]].id);
+        if (rc == ST_OK)
+            rc = buf_append(out, "]", 1);
+    }
+    return rc < 0 ? rc : buf_append(out, "]", 1);
+}
+
+static int write_number(const char *key, double v, struct buf *out)
+{
+    int rc = buf_printf(out, ",\n\"%s\":", key);
+    return rc < 0 ? rc : jwrite_number(out, v);
+}
+
+int request_write_json(const struct request *r, const struct model *m, const struct cluster *c,
+                       struct buf *out)
+{
+    int rc = buf_printf(out, "{\"schema\":\"strata.request.v1\"");
+    if (rc == ST_OK && r->nallow)
+        rc = write_strings("allow", r->allow, r->nallow, out);
+    if (rc == ST_OK && r->ndeny)
+        rc = write_strings("deny", r->deny, r->ndeny, out);
+    if (rc == ST_OK && r->npins)
+        rc = write_pins(r, m, c, out);
+    if (rc == ST_OK && r->ntogether)
+        rc = write_together(r, m, out);
+    if (rc == ST_OK && r->max_stages != UINT32_MAX)
+        rc = write_number("max_stages", r->max_stages, out);
+    if (rc == ST_OK && r->min_nodes)
+        rc = write_number("min_nodes", r->min_nodes, out);
+    if (rc == ST_OK && r->max_bytes_per_node < INFINITY)
+        rc = write_number("max_bytes_per_node", r->max_bytes_per_node, out);
+    if (rc == ST_OK && r->max_total_bytes < INFINITY)
+        rc = write_number("max_total_bytes", r->max_total_bytes, out);
+    return rc < 0 ? rc : buf_append(out, "}\n", 2);
+}

@@ -49,6 +49,10 @@ int request_read_json(const char *text, size_t n, const char *name, const struct
 int request_open(const char *path, const struct model *m, const struct cluster *c, struct request *r,
                  struct err *e) ST_CHECK;
 
+/* Appends strata.request.v1; r was resolved against m and c. */
+int request_write_json(const struct request *r, const struct model *m, const struct cluster *c,
+                       struct buf *out) ST_CHECK;
+
 /* May this device be used at all: it matches an allow pattern (or there is none) and no deny pattern. */
 bool request_allows(const struct request *r, const char *device_id);
 

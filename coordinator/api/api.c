@@ -35,6 +35,8 @@ static const struct rpc_method methods[] = {
     {"strata.v1.Jobs", "Verify", RPC_UNARY, api_jobs_verify},
     {"strata.v1.Plans", "Cluster", RPC_UNARY, api_plans_cluster},
     {"strata.v1.Plans", "Show", RPC_UNARY, api_plans_show},
+    {"strata.v1.Plans", "Inputs", RPC_UNARY, api_plans_inputs},
+    {"strata.v1.Plans", "Calibrate", RPC_SERVER_STREAM, api_plans_calibrate},
     {"strata.v1.Policies", "Apply", RPC_UNARY, api_policies_apply},
     {"strata.v1.Policies", "Remove", RPC_UNARY, api_policies_remove},
     {"strata.v1.Policies", "Get", RPC_UNARY, api_policies_get},

@@ -20,6 +20,7 @@ struct coord_watch;
 struct trust;
 struct policy_op;
 struct coord_net;
+struct calibration;
 
 struct coord {
     struct event_base *base;
@@ -41,8 +42,10 @@ struct coord {
     struct trust *trust;
     struct jobs *jobs;
     struct coord_net *net;
-    struct access_set *access; /* policies */
-    struct quota *quota;       /* what principals hold: jobs and device sessions */
+    struct calibration *calibrations; /* of devices */
+    bool calibrating;                 /* one at a time: two would disturb each other */
+    struct access_set *access;        /* policies */
+    struct quota *quota;              /* what principals hold: jobs and device sessions */
     struct dsessions dsessions;
     struct policy policy_view;    /* of the latest api_policy() */
     struct policy_op *policy_ops; /* changes of policies, one after the other */
@@ -93,6 +96,8 @@ void api_spool_free(struct coord *c);
 /* Is the caller allowed `perm`? If not the call is failed, the denial audited, and false comes back. */
 bool api_allow(struct rpc_call *call, struct coord *c, enum permission perm);
 bool api_is_admin(struct coord *c, const char *principal);
+/* The caller's job, or anybody's for an admin; NULL: the call was refused. */
+struct job *api_own_job(struct rpc_call *call, struct coord *c, const char *id);
 /* Refuses the call with the sentence for d, and audits the denial. d must be a refusal. */
 void api_deny(struct rpc_call *call, struct coord *c, const struct decision *d,
               const struct access_request *rq);
@@ -130,6 +135,8 @@ void api_jobs_cancel(struct rpc_call *call, const ProtobufCMessage *req, void *a
 void api_jobs_move(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_jobs_verify(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_plans_cluster(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_plans_inputs(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
+void api_plans_calibrate(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_plans_show(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_policies_apply(struct rpc_call *call, const ProtobufCMessage *req, void *arg);
 void api_policies_remove(struct rpc_call *call, const ProtobufCMessage *req, void *arg);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "common/base/str.h"
+#include "coordinator/api/calibration.h"
 #include "coordinator/api/net.h"
 #include "strata/v1/nodes.pb-c.h"
 
@@ -63,6 +64,7 @@ static void on_stored(void *arg, int rc, const struct err *e)
         jobs_node_lost(c->jobs, n);
         topo_forget(c->topo, n);
         netmap_forget(c->net->map, g->node);
+        calibrations_forget(c, g->node);
         n = NULL;
     }
     LOG_I(&c->log, "api", "node=%s %s", g->node,
@@ -87,6 +89,7 @@ static struct store_txn *make_txn(const struct change *g, const char *who)
     if (g->what == FORGET) {
         store_txn_node_delete(t, g->node);
         store_txn_net_forget(t, g->node);
+        store_txn_calibrations_forget(t, g->node);
     }
     struct audit_event ev = event_make(type[g->what], EVENT_SUCCESS, clock_wall_us(g->c->clock));
     struct event_meta m = {0};

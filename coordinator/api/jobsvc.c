@@ -1,4 +1,4 @@
-/* Services Jobs and Plans. */
+/* Service Jobs. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -6,7 +6,6 @@
 #include "common/model/cluster.h"
 #include "coordinator/api/api.h"
 #include "strata/v1/jobs.pb-c.h"
-#include "strata/v1/plans.pb-c.h"
 
 #define WATCH_MIN_NS (50 * NS_PER_MS) /* between two progress messages of one watch */
 
@@ -92,7 +91,7 @@ static void reply_job(struct rpc_call *call, const struct job *j)
 
 /* ---- rights: one's own jobs always, others' with admin:full_access ---- */
 
-static struct job *own_job(struct rpc_call *call, struct coord *c, const char *id)
+struct job *api_own_job(struct rpc_call *call, struct coord *c, const char *id)
 {
     struct job *j = jobs_find(c->jobs, id);
     const char *who = rpc_peer(call)->principal;
@@ -216,7 +215,7 @@ void api_jobs_list(struct rpc_call *call, const ProtobufCMessage *req, void *arg
 
 void api_jobs_get(struct rpc_call *call, const ProtobufCMessage *req, void *arg)
 {
-    struct job *j = own_job(call, arg, ((const Strata__V1__GetJobRequest *)req)->id);
+    struct job *j = api_own_job(call, arg, ((const Strata__V1__GetJobRequest *)req)->id);
     if (j)
         reply_job(call, j);
 }
@@ -235,7 +234,7 @@ static void on_changed_job(void *arg, int rc, const struct err *e)
 void api_jobs_cancel(struct rpc_call *call, const ProtobufCMessage *req, void *arg)
 {
     struct coord *c = arg;
-    struct job *j = own_job(call, c, ((const Strata__V1__GetJobRequest *)req)->id);
+    struct job *j = api_own_job(call, c, ((const Strata__V1__GetJobRequest *)req)->id);
     struct later *l = j ? later_new(call, c, j->id) : NULL;
     if (l)
         jobs_cancel(c->jobs, j, rpc_peer(call)->principal, on_changed_job, l);
@@ -244,7 +243,7 @@ void api_jobs_cancel(struct rpc_call *call, const ProtobufCMessage *req, void *a
 void api_jobs_verify(struct rpc_call *call, const ProtobufCMessage *req, void *arg)
 {
     struct coord *c = arg;
-    struct job *j = own_job(call, c, ((const Strata__V1__GetJobRequest *)req)->id);
+    struct job *j = api_own_job(call, c, ((const Strata__V1__GetJobRequest *)req)->id);
     struct later *l = j ? later_new(call, c, j->id) : NULL;
     if (l)
         jobs_verify(c->jobs, j, on_changed_job, l);
@@ -257,7 +256,7 @@ void api_jobs_move(struct rpc_call *call, const ProtobufCMessage *req, void *arg
     struct coord *c = arg;
     const Strata__V1__MoveRequest *q = (const Strata__V1__MoveRequest *)req;
     static const enum permission need[] = {PERM_MEMORY_COPY_DEVICE_TO_DEVICE, PERM_MEMORY_ALLOCATE};
-    struct job *j = own_job(call, c, q->job);
+    struct job *j = api_own_job(call, c, q->job);
     if (!j)
         return;
     for (unsigned i = 0; i < 2; i++) {
@@ -336,7 +335,7 @@ void api_job_changed(void *ctx, const struct job *j)
 void api_jobs_watch(struct rpc_call *call, const ProtobufCMessage *req, void *arg)
 {
     struct coord *c = arg;
-    struct job *j = own_job(call, c, ((const Strata__V1__GetJobRequest *)req)->id);
+    struct job *j = api_own_job(call, c, ((const Strata__V1__GetJobRequest *)req)->id);
     if (!j)
         return;
     struct coord_watch *w = calloc(1, sizeof *w);
@@ -355,37 +354,3 @@ void api_jobs_watch(struct rpc_call *call, const ProtobufCMessage *req, void *ar
 }
 
 /* ---- plans ---- */
-
-void api_plans_cluster(struct rpc_call *call, const ProtobufCMessage *req, void *arg)
-{
-    struct coord *c = arg;
-    (void)req;
-    if (!api_allow(call, c, PERM_DEVICE_LIST))
-        return;
-    struct cluster *cl = NULL;
-    struct buf b = {0};
-    struct err e;
-    int rc = jobs_snapshot(c->jobs, api_policy(c, rpc_peer(call)->principal), &cl, &e);
-    if (rc == ST_OK && (rc = cluster_write_json(cl, &b)) < 0)
-        err_set(&e, rc, "cannot write the cluster down");
-    if (rc == ST_OK) {
-        Strata__V1__ClusterReply rep = STRATA__V1__CLUSTER_REPLY__INIT;
-        rep.cluster_json = (char *)buf_cstr(&b);
-        rpc_reply(call, &rep.base);
-    } else {
-        rpc_fail(call, &e);
-    }
-    buf_fini(&b);
-    cluster_free(cl);
-}
-
-void api_plans_show(struct rpc_call *call, const ProtobufCMessage *req, void *arg)
-{
-    struct job *j = own_job(call, arg, ((const Strata__V1__ShowPlanRequest *)req)->job);
-    if (!j)
-        return;
-    Strata__V1__ShowPlanReply rep = STRATA__V1__SHOW_PLAN_REPLY__INIT;
-    if (j->plan_json)
-        rep.plan_json = j->plan_json;
-    rpc_reply(call, &rep.base);
-}

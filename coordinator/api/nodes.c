@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "common/base/str.h"
+#include "coordinator/api/calibration.h"
 #include "coordinator/api/net.h"
 #include "coordinator/api/trust.h"
 #include "strata/v1/nodes.pb-c.h"
@@ -168,8 +169,10 @@ void api_nodes_hello(struct rpc_call *call, const ProtobufCMessage *req, void *a
     struct topo_device *d = calloc(q->n_devices + 1, sizeof *d);
     struct jobs_resident *r = take_residents(q);
     struct topo_node *n = NULL;
-    for (size_t i = 0; d && i < q->n_devices; i++)
+    for (size_t i = 0; d && i < q->n_devices; i++) {
         take_device(&d[i], q->devices[i]);
+        calibration_apply(c, id->name, &d[i]);
+    }
     int rc = d && r ? topo_hello(c->topo, id->name, d, q->n_devices, clock_ns(c->clock),
                                  clock_wall_us(c->clock), &n, &e)
                     : err_set(&e, ST_ENOMEM, "no memory for the node");

@@ -2,7 +2,9 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "common/base/str.h"
 #include "coordinator/ctl/netcmd.h"
 #include "coordinator/ctl/plan/plan_cmd.h"
 
@@ -48,6 +50,15 @@ PLAN(explain)
 PLAN(diff)
 PLAN(export)
 #undef PLAN
+
+/* A word that is no file and looks like a job is one. */
+static int plan_show_any(struct ctl *c, int argc, char **argv)
+{
+    for (int i = 0; i < argc; i++)
+        if (str_starts(argv[i], "job-") && access(argv[i], F_OK))
+            return ctl_plan_job_show(c, argc, argv);
+    return plan_show_cmd(c, argc, argv);
+}
 
 #define AUDIT_FILTERS                                                                                        \
     "--since T, --until T     a duration back from now (15m, 7d) or a time (2026-11-24T12:00:00Z)\n"         \
@@ -188,9 +199,15 @@ static const struct ctl_command commands[] = {
     {"plan", "solve", plan_solve_cmd, "", "plan a model on a described cluster", NULL, true},
     {"plan", "replan", plan_replan_cmd, "", "change a plan with the fewest bytes moved", NULL, true},
     {"plan", "check", plan_check_cmd, "", "recompute every figure of a plan", NULL, true},
-    {"plan", "show", plan_show_cmd, "", "a plan as a table", NULL, true},
+    {"plan", "show", plan_show_any, "", "a job's plan or that of a file as a table", NULL, true},
     {"plan", "explain", plan_explain_cmd, "",
      "why each device is or is not in a plan, and what would change it", NULL, true},
+    {"plan", "calibrate", ctl_plan_calibrate, "JOB [--rounds N] [--links] [--correct]",
+     "run a job's layers on their devices beside what its plan predicted",
+     "--rounds N               how often each layer runs\n"
+     "--links                  the hops between devices too\n"
+     "--correct                take the measured rates over, within bounds\n",
+     false},
     {"plan", "diff", plan_diff_cmd, "", "what differs between two plans", NULL, true},
     {"plan", "export", plan_export_cmd, "", "a plan for llama.cpp, vLLM or accelerate", NULL, true},
     {"job", "submit", ctl_job_submit,

@@ -94,6 +94,8 @@ int ctl_gpu_stat(struct ctl *c, int argc, char **argv);
 int ctl_gpu_show(struct ctl *c, int argc, char **argv);
 int ctl_model_inspect(struct ctl *c, int argc, char **argv);
 int ctl_model_synth(struct ctl *c, int argc, char **argv);
+int ctl_plan_calibrate(struct ctl *c, int argc, char **argv);
+int ctl_plan_job_show(struct ctl *c, int argc, char **argv); /* of a job, from the coordinator */
 int ctl_job_submit(struct ctl *c, int argc, char **argv);
 int ctl_job_list(struct ctl *c, int argc, char **argv);
 int ctl_job_show(struct ctl *c, int argc, char **argv);

@@ -103,6 +103,8 @@ void job_txn_plan(struct store_txn *t, const struct job *j, const struct plan *p
                                                .goal = plan_goal_name(j->spec.goal),
                                                .doc = j->plan_json,
                                                .doc_len = strlen(j->plan_json),
+                                               .inputs = p->inputs,
+                                               .inputs_len = p->inputs ? strlen(p->inputs) : 0,
                                                .created_us = jobs_now(j->jobs)});
     event_meta_str(&m, "goal", plan_goal_name(j->spec.goal));
     event_meta_str(&m, "solver", p->solver);

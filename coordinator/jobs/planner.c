@@ -10,6 +10,7 @@
 #include "common/model/model.h"
 #include "common/model/request.h"
 #include "coordinator/jobs/jobs_priv.h"
+#include "coordinator/plan/inputs.h"
 
 struct problem {
     struct port_item item; /* first: the port hands it back */
@@ -66,7 +67,7 @@ static void *run(void *arg)
         pthread_mutex_unlock(&pl->lock);
         const struct plan_opts o = {
             .goal = p->goal, .time_limit_s = 10, .clock = clock_system(), .cancel = &pl->cancel};
-        p->rc = plan_solve(p->c, p->m, p->r, &o, &p->plan, &p->e);
+        p->rc = plan_solve_kept(p->c, p->m, p->r, &o, &p->plan, &p->e);
         port_post(pl->port, &p->item);
         pthread_mutex_lock(&pl->lock);
     }

@@ -124,6 +124,7 @@ struct plan {
     struct plan_shortfall shortfall;
     bool has_stats;
     struct plan_stats stats;
+    char *inputs; /* NULL, or what it was made from (inputs.h); no part of the plan file */
 };
 
 /*

@@ -57,6 +57,7 @@ void plan_free(struct plan *p)
     free(p->bottleneck.to);
     free(p->shortfall.where);
     free(p->shortfall.hint);
+    free(p->inputs);
     free(p);
 }
 

@@ -332,3 +332,27 @@ int store_load_net(struct store *s, int (*fn)(void *arg, const struct store_net 
     struct net_ctx c = {fn, arg};
     return each(s, "SELECT src,dst,doc,updated_us FROM net_link ORDER BY src,dst", net_row, &c, e);
 }
+
+struct calibration_ctx {
+    int (*fn)(void *arg, const struct store_calibration *r);
+    void *arg;
+};
+
+static int calibration_row(sqlite3_stmt *st, void *ctx, struct err *e)
+{
+    (void)e;
+    struct calibration_ctx *c = ctx;
+    const struct store_calibration r = {.device = db_text(st, 0),
+                                        .memory = (double)sqlite3_column_int64(st, 1) / 1e6,
+                                        .compute = (double)sqlite3_column_int64(st, 2) / 1e6,
+                                        .updated_us = sqlite3_column_int64(st, 3)};
+    return c->fn(c->arg, &r);
+}
+
+int store_load_calibrations(struct store *s, int (*fn)(void *arg, const struct store_calibration *r),
+                            void *arg, struct err *e)
+{
+    struct calibration_ctx c = {fn, arg};
+    return each(s, "SELECT device,memory_ppm,compute_ppm,updated_us FROM calibration ORDER BY device",
+                calibration_row, &c, e);
+}

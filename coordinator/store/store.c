@@ -60,6 +60,11 @@ static const char *const schema_steps[] = {
      " rtt_min INTEGER, rtt_sum INTEGER NOT NULL, rtt_max INTEGER NOT NULL, loss_sum INTEGER NOT NULL,"
      " rate_min INTEGER, rate_sum INTEGER NOT NULL, rate_max INTEGER NOT NULL,"
      " PRIMARY KEY(src, dst, span_us, time_us)) STRICT, WITHOUT ROWID;"),
+    /* 4 → 5: what a plan was made from */
+    "ALTER TABLE plan ADD COLUMN inputs BLOB NOT NULL DEFAULT x'';",
+    /* 5 → 6: how a device's rates differ from what its agent finds at its start */
+    ("CREATE TABLE calibration(device TEXT PRIMARY KEY, memory_ppm INTEGER NOT NULL, compute_ppm INTEGER NOT "
+     "NULL, updated_us INTEGER NOT NULL) STRICT, WITHOUT ROWID;"),
 };
 
 const struct db_kind store_db_kind = {

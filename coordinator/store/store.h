@@ -13,6 +13,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "common/base/buf.h"
 #include "common/base/err.h"
 #include "common/base/log.h"
 #include "common/base/port.h"
@@ -75,7 +76,14 @@ struct store_plan {
     const char *id, *job, *goal;
     const void *doc; /* plan JSON */
     size_t doc_len;
+    const void *inputs; /* what it was made from; not read by store_load_plans */
+    size_t inputs_len;
     int64_t created_us;
+};
+struct store_calibration { /* what an agent's rates of a device are multiplied with */
+    const char *device;
+    double memory, compute; /* kept in millionths */
+    int64_t updated_us;
 };
 struct store_trust { /* tokens, certificates, revocations, pins: documents of the api room */
     const char *kind, *id;
@@ -133,6 +141,8 @@ int store_load_trust(struct store *s, int (*fn)(void *arg, const struct store_tr
                      struct err *e) ST_CHECK;
 int store_load_net(struct store *s, int (*fn)(void *arg, const struct store_net *n), void *arg,
                    struct err *e) ST_CHECK;
+int store_load_calibrations(struct store *s, int (*fn)(void *arg, const struct store_calibration *r),
+                            void *arg, struct err *e) ST_CHECK;
 /* A value of the meta table into out ("" when absent): ids, serial numbers, the cluster's name. */
 int store_load_meta(struct store *s, const char *key, char *out, size_t cap, struct err *e) ST_CHECK;
 
@@ -167,6 +177,8 @@ void store_txn_policy_delete(struct store_txn *t, const char *principal); /* abs
 void store_txn_session_put(struct store_txn *t, const struct store_session *r);
 void store_txn_session_delete(struct store_txn *t, const char *id); /* absent is fine */
 void store_txn_plan_put(struct store_txn *t, const struct store_plan *p);
+void store_txn_calibration_put(struct store_txn *t, const struct store_calibration *r);
+void store_txn_calibrations_forget(struct store_txn *t, const char *node);
 void store_txn_request_put(struct store_txn *t, const struct store_request *r); /* existing id: ST_EEXIST */
 void store_txn_requests_expire(struct store_txn *t, int64_t before_us);
 void store_txn_trust_put(struct store_txn *t, const struct store_trust *d);
@@ -212,6 +224,14 @@ void store_stats(struct store *s, struct store_stats *out); /* any thread */
 int store_net_history(struct store *s, const char *from, const char *to, int64_t since_us, int64_t now_us,
                       unsigned max, int (*fn)(void *arg, const struct store_net_sample *r), void *arg,
                       struct err *e) ST_CHECK;
+
+/* ---- what a job's plan was made from ---- */
+
+/* Appends at most max bytes of it from `offset` on. *total is all of it (0: it was not kept), *created_us
+ * names the plan that it belongs to. ST_ENOENT: no plan of that job. Blocks on the disk as the history does.
+ */
+int store_plan_inputs(struct store *s, const char *job, uint64_t offset, size_t max, struct buf *out,
+                      uint64_t *total, int64_t *created_us, struct err *e) ST_CHECK;
 
 /* ---- the outbox, for the audit room ---- */
 

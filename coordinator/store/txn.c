@@ -46,8 +46,15 @@ static const struct store_sql sqls[SQL_COUNT] = {
          "opened_us,expires_us,generation) VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11)",
          "writing a session", ST_OK},
     [SQL_SESSION_DELETE] = {"DELETE FROM session WHERE id=?1", "removing a session", ST_OK},
-    [SQL_PLAN_PUT] = {"INSERT OR REPLACE INTO plan(id,job,goal,doc,created_us) VALUES(?1,?2,?3,?4,?5)",
+    [SQL_PLAN_PUT] = {"INSERT OR REPLACE INTO plan(id,job,goal,doc,inputs,created_us) "
+                      "VALUES(?1,?2,?3,?4,?5,?6)",
                       "writing a plan", ST_OK},
+    [SQL_CALIBRATION_PUT] = {"INSERT OR REPLACE INTO calibration(device,memory_ppm,compute_ppm,updated_us) "
+                             "VALUES(?1,?2,?3,?4)",
+                             "writing a device's calibration", ST_OK},
+    /* '0' follows '/' */
+    [SQL_CALIBRATIONS_FORGET] = {"DELETE FROM calibration WHERE device>=?1||'/' AND device<?1||'0'",
+                                 "removing a node's calibrations", ST_OK},
     [SQL_REQUEST_PUT] =
         {"INSERT INTO request(principal,request_id,method,response,created_us) VALUES(?1,?2,?3,?4,?5)",
          "writing a request id", ST_OK},
@@ -302,12 +309,28 @@ void store_txn_session_delete(struct store_txn *t, const char *id)
 
 void store_txn_plan_put(struct store_txn *t, const struct store_plan *p)
 {
-    op(t, SQL_PLAN_PUT, 5);
+    op(t, SQL_PLAN_PUT, 6);
     text(t, p->id);
     text(t, p->job);
     text(t, p->goal);
     blob(t, p->doc, p->doc_len);
+    blob(t, p->inputs, p->inputs_len);
     num(t, p->created_us);
+}
+
+void store_txn_calibration_put(struct store_txn *t, const struct store_calibration *r)
+{
+    op(t, SQL_CALIBRATION_PUT, 4);
+    text(t, r->device);
+    num(t, (int64_t)(r->memory * 1e6));
+    num(t, (int64_t)(r->compute * 1e6));
+    num(t, r->updated_us);
+}
+
+void store_txn_calibrations_forget(struct store_txn *t, const char *node)
+{
+    op(t, SQL_CALIBRATIONS_FORGET, 1);
+    text(t, node);
 }
 
 void store_txn_request_put(struct store_txn *t, const struct store_request *r)

@@ -121,6 +121,21 @@ def jobs(model):
         json.dump(job(jid)["plan"], f)
     check("cpu:0" in human("plan", "show", f"{work}/plan.json")[0], "the plan of a job can be shown")
     check(json.loads(human("plan", "show", f"{work}/plan.json", "--json")[0])["goal"] == "memory", "also as JSON")
+    out, _ = human("plan", "show", jid, "--recompute", "--save", f"{work}/kept")
+    check("the same bytes" in out and "cpu:0" in out, "the job's plan is made anew from what was kept with it")
+    kept = [f"--{x}={work}/kept/{x}.json" for x in ("cluster", "model", "request")]
+    check("every figure" in human("plan", "check", *kept, f"{work}/kept/plan.json")[0], "and its saved inputs pass the check")
+    check("the same bytes" in human("plan", "show", "--recompute", *kept, f"{work}/kept/plan.json")[0], "offline as well")
+    check(strata("plan", "show", "job-00000000", want=3) is not None, "a job that does not exist is exit 3")
+    out, _ = human("plan", "calibrate", jid)
+    check("PREDICTED" in out and "nothing was corrected" in out, "a job's layers are run beside what its plan predicted")
+    first = strata("plan", "calibrate", jid, "--rounds", "5", "--links", "--correct")
+    check(first["layers"] and all(l["measured_s"] > 0 and l["predicted_s"] > 0 for l in first["layers"]), "each of them, as JSON")
+    check(all(d["corrected"] for d in first["devices"]), "and the devices' rates are corrected")
+    check(all(0.24 < d["memory_bytes_per_s"] / d["memory_was"] < 4.1 for d in first["devices"]), "within bounds")
+    again = strata("plan", "calibrate", jid)
+    check({d["device"]: d["memory_was"] for d in again["devices"]} ==
+          {d["device"]: d["memory_bytes_per_s"] for d in first["devices"]}, "which is what the planner counts with from then on")
     return jid
 
 

@@ -20,11 +20,12 @@ static const char check_usage[] =
     "Recomputes every figure and rule of a plan, independently of the solvers.\n";
 static const char show_usage[] =
     "usage: strata plan show [--json] PLAN.json\n"
+    "       strata plan show [--json] [--recompute] [--save DIR] JOB\n"
     "       strata plan show --recompute --cluster C.json --model M.json [--request R.json] PLAN.json\n"
     "       [--context N] [--sequences N] [--tokens N]\n"
     "Draws a plan: its stages, a strip of its layers and how full its devices are. With --recompute it is "
     "made\n"
-    "anew from the inputs and must be the same bytes.\n";
+    "anew from the inputs and must be the same bytes. --save keeps a job's plan and its inputs as files.\n";
 
 int ctl_plan_solve(int argc, char **argv, FILE *out, FILE *err)
 {

@@ -1,11 +1,11 @@
-/* The plan reader: whatever it accepts must be written and read again to the same text, and survive the
- * check. */
+/* The readers of plans and of what they were made from: whatever it accepts must be written and read again to
+ * the same text, and survive the check. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/model/cluster.h"
 #include "common/model/model.h"
-#include "coordinator/plan/plan.h"
+#include "coordinator/plan/inputs.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -39,6 +39,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct plan *p = NULL, *again = NULL;
     struct buf a = {0}, b = {0};
+    struct plan_inputs in;
+    if (plan_inputs_from_json((const char *)data, size, &in, NULL) == ST_OK) {
+        if (plan_inputs_to_json(in.c, in.m, &in.r, in.goal, &a) < 0)
+            abort();
+        plan_inputs_fini(&in);
+        if (plan_inputs_from_json(buf_cstr(&a), a.len, &in, NULL) < 0)
+            abort();
+        plan_inputs_fini(&in);
+        buf_fini(&a);
+    }
     if (plan_from_json((const char *)data, size, &p, NULL) < 0)
         return 0;
     check(p);

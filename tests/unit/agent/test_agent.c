@@ -2,6 +2,7 @@
  * Agents against a coordinator's end of the wire and real worker processes: what a load brings into device
  * memory and what keeps wrong bytes, wrong files and wrong callers out.
  */
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -97,6 +98,54 @@ static void test_release_bounds(void **st)
 }
 
 /* One byte of device memory changes behind the agent's back. */
+/* Each layer's bytes run through the device: as much is read and computed as was asked for, and what was
+ * asked to be released meanwhile is released. */
+static void test_time(void **st)
+{
+    struct world *w = *st;
+    Strata__V1__LoadRequest rq;
+    struct result r;
+    double big_s = 0, small_s = 0;
+    for (unsigned i = 0; i < w->model_info->n_layers; i++) {
+        world_load_request(w, "j10", i, &rq);
+        if (rq.bytes < 64)
+            continue;
+        r = world_load(w, 0, &rq);
+        expect(&r, 0, NULL);
+        r = world_time(w, 0, "j10", rq.layer, 1.9 * (double)rq.bytes, (double)rq.bytes);
+        expect(&r, 0, NULL);
+        assert_true(r.has && r.best_s > 0 && r.rounds == 3);
+        assert_true(r.bytes <= rq.bytes && (double)r.bytes > 0.9 * (double)rq.bytes - 4400);
+        assert_true(r.flops > (double)r.bytes && r.flops < 4 * (double)r.bytes);
+        if (i == world_big(w))
+            big_s = r.best_s;
+        if (i == world_small(w))
+            small_s = r.best_s;
+    }
+    assert_true(small_s == 0 || big_s > small_s);
+    world_load_request(w, "j10", world_big(w), &rq);
+    r = world_time(w, 0, "j10", rq.layer, 100.0 * (double)rq.bytes / 16, (double)rq.bytes / 16);
+    expect(&r, 0, NULL); /* a prefill over part of it: many operations for a byte */
+    assert_true(r.flops > 50 * (double)r.bytes && r.bytes <= rq.bytes / 16);
+    r = world_time(w, 0, "j10", rq.layer, 0, (double)rq.bytes);
+    expect(&r, 3, NULL);
+    r = world_time(w, 0, "j10", rq.layer, 1, NAN);
+    expect(&r, 3, NULL);
+    r = world_time(w, 0, "j11", rq.layer, 1, 1);
+    expect(&r, 5, "NOT_RESIDENT");
+    Strata__V1__TimeRequest tq = STRATA__V1__TIME_REQUEST__INIT;
+    struct result slow;
+    tq.job = (char *)"j10";
+    tq.layer = rq.layer;
+    tq.flops = tq.read_bytes = (double)rq.bytes;
+    tq.rounds = 100;
+    world_call(w, 0, "Time", RPC_UNARY, &tq.base, &slow);
+    r = world_release(w, 0, "j10", "");
+    expect(&r, 0, NULL);
+    WAIT(w, slow.done);
+    assert_int_equal(layers_device_bytes(agent_layers(w->node[0].agent), "cpu:0"), 0);
+}
+
 static void test_verify_finds_flip(void **st)
 {
     struct world *w = *st;
@@ -431,12 +480,19 @@ static void test_backoff(void **st)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_load_verify_release),    cmocka_unit_test(test_verify_finds_flip),
-        cmocka_unit_test(test_file_changes_meanwhile), cmocka_unit_test(test_release_cancels_load),
-        cmocka_unit_test(test_device_corrupts_load),   cmocka_unit_test(test_refused_requests),
-        cmocka_unit_test(test_release_bounds),         cmocka_unit_test(test_fetch),
-        cmocka_unit_test(test_fetch_refused),          cmocka_unit_test(test_worker_dies),
-        cmocka_unit_test(test_reconnects_and_drops),   cmocka_unit_test(test_backoff),
+        cmocka_unit_test(test_load_verify_release),
+        cmocka_unit_test(test_time),
+        cmocka_unit_test(test_verify_finds_flip),
+        cmocka_unit_test(test_file_changes_meanwhile),
+        cmocka_unit_test(test_release_cancels_load),
+        cmocka_unit_test(test_device_corrupts_load),
+        cmocka_unit_test(test_refused_requests),
+        cmocka_unit_test(test_release_bounds),
+        cmocka_unit_test(test_fetch),
+        cmocka_unit_test(test_fetch_refused),
+        cmocka_unit_test(test_worker_dies),
+        cmocka_unit_test(test_reconnects_and_drops),
+        cmocka_unit_test(test_backoff),
     };
     return cmocka_run_group_tests(tests, world_setup, world_teardown);
 }

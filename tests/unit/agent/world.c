@@ -412,6 +412,13 @@ static void on_message(struct rpc_call *call, const ProtobufCMessage *msg, void 
         memcpy(r->sha, v->sha256.data, 32);
         memcpy(r->dev, v->device_sha256.data, 32);
         r->has = true;
+    } else if (msg->descriptor == &strata__v1__time_reply__descriptor) {
+        const Strata__V1__TimeReply *t = (const Strata__V1__TimeReply *)msg;
+        r->best_s = t->best_s;
+        r->flops = t->flops;
+        r->bytes = t->bytes;
+        r->rounds = t->rounds;
+        r->has = t->mean_s >= t->best_s && t->call_s > 0;
     } else if (msg->descriptor == &strata__v1__release_reply__descriptor) {
         r->layers = ((const Strata__V1__ReleaseReply *)msg)->layers;
         r->bytes = ((const Strata__V1__ReleaseReply *)msg)->bytes;
@@ -479,6 +486,21 @@ struct result world_verify(struct world *w, unsigned node, const char *job, cons
     rq.job = (char *)job;
     rq.layer = (char *)layer;
     world_call(w, node, "Verify", RPC_UNARY, &rq.base, &r);
+    WAIT(w, r.done);
+    return r;
+}
+
+struct result world_time(struct world *w, unsigned node, const char *job, const char *layer, double flops,
+                         double read_bytes)
+{
+    Strata__V1__TimeRequest rq = STRATA__V1__TIME_REQUEST__INIT;
+    struct result r;
+    rq.job = (char *)job;
+    rq.layer = (char *)layer;
+    rq.flops = flops;
+    rq.read_bytes = read_bytes;
+    rq.rounds = 3;
+    world_call(w, node, "Time", RPC_UNARY, &rq.base, &r);
     WAIT(w, r.done);
     return r;
 }

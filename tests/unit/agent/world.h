@@ -64,6 +64,8 @@ struct result {
     uint8_t sha[32], dev[32];
     uint32_t layers;
     uint64_t bytes;
+    double best_s, flops;
+    unsigned rounds;
     Strata__V1__InspectReply *inspect;
 };
 
@@ -93,6 +95,8 @@ void world_call(struct world *w, unsigned node, const char *method, unsigned fla
 void world_load_request(struct world *w, const char *job, unsigned i, Strata__V1__LoadRequest *rq);
 struct result world_load(struct world *w, unsigned node, const Strata__V1__LoadRequest *rq);
 struct result world_verify(struct world *w, unsigned node, const char *job, const char *layer);
+struct result world_time(struct world *w, unsigned node, const char *job, const char *layer, double flops,
+                         double read_bytes);
 struct result world_release(struct world *w, unsigned node, const char *job, const char *layer);
 
 /* SHA-256 of a layer's bytes read from the file by the test itself. */

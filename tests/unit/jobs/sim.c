@@ -12,6 +12,7 @@
 
 #include "common/base/str.h"
 #include "common/model/cluster.h"
+#include "coordinator/plan/inputs.h"
 
 #define LEASE_SUSPECT (3 * NS_PER_S)
 #define LEASE_LOST (5 * NS_PER_S)
@@ -615,6 +616,37 @@ static void check_counted(struct sim *s)
     }
 }
 
+/* Every plan in state.db is what its inputs, beside it, give again, and stands the check. */
+static void check_plans(struct sim *s)
+{
+    sqlite3 *db;
+    sqlite3_stmt *st = NULL;
+    if (sqlite3_open(s->state, &db) != SQLITE_OK ||
+        sqlite3_prepare_v2(db, "SELECT job,doc,inputs FROM plan", -1, &st, NULL) != SQLITE_OK)
+        abort();
+    while (sqlite3_step(st) == SQLITE_ROW) {
+        const char *job = (const char *)sqlite3_column_text(st, 0), *doc = sqlite3_column_blob(st, 1);
+        size_t n = (size_t)sqlite3_column_bytes(st, 1), line;
+        struct plan_inputs in;
+        struct plan *p = NULL;
+        struct plan_check_report rep = {0};
+        struct err e = {0};
+        int rc =
+            plan_inputs_from_json(sqlite3_column_blob(st, 2), (size_t)sqlite3_column_bytes(st, 2), &in, &e);
+        if (rc == ST_OK)
+            rc = plan_inputs_again(&in, doc, n, &line, &e);
+        if (rc == ST_OK && (rc = plan_from_json(doc, n, &p, &e)) == ST_OK)
+            rc = plan_check(in.c, in.m, &in.r, p, &rep, &e);
+        if (rc < 0)
+            sim_broken(s, "the stored plan of job %s: %s", job, e.text);
+        plan_check_fini(&rep);
+        plan_free(p);
+        plan_inputs_fini(&in);
+    }
+    sqlite3_finalize(st);
+    sqlite3_close(db);
+}
+
 void sim_check_quiet(struct sim *s)
 {
     sim_check(s);
@@ -636,4 +668,5 @@ void sim_check_quiet(struct sim *s)
         if (!job_ended(j->state) && j->state != JOB_READY && j->state != JOB_QUEUED)
             sim_broken(s, "job %s stays %s: %s", j->id, job_state_name(j->state), j->reason);
     check_counted(s);
+    check_plans(s);
 }

@@ -7,6 +7,7 @@
 #include "common/model/cluster.h"
 #include "common/model/model.h"
 #include "common/model/request.h"
+#include "coordinator/plan/inputs.h"
 #include "tests/unit/jobs/sim.h"
 
 enum call_kind { CALL_INSPECT, CALL_LOAD, CALL_VERIFY, CALL_RELEASE, CALL_PLAN };
@@ -178,9 +179,9 @@ int sim_plan(void *ctx, struct cluster *cl, struct model *m, struct request *r, 
 {
     struct sim *s = ctx;
     struct sim_call *c = call_new(s, CALL_PLAN, SIM_NODES, 100, 10000, arg);
-    const struct plan_opts o = {.goal = goal, .work_limit = 100000};
+    const struct plan_opts o = {.goal = goal};
     c->fn.plan = fn;
-    c->rc = plan_solve(cl, m, r, &o, &c->planned, &c->e);
+    c->rc = plan_solve_kept(cl, m, r, &o, &c->planned, &c->e);
     cluster_free(cl);
     model_free(m);
     request_fini(r);

@@ -10,6 +10,7 @@
 #include <cmocka.h>
 #include <jansson.h>
 
+#include "coordinator/plan/inputs.h"
 #include "tests/unit/plan/oracle.h"
 
 static const char worked_cluster[] =
@@ -83,6 +84,66 @@ static void test_worked_example(void **s)
 }
 
 /* Written, read and written again is the same text; so is solving twice. */
+/* What is kept beside a plan gives it again, byte for byte; requests with every rule among them. */
+static void test_kept_inputs(void **s)
+{
+    (void)s;
+    unsigned kept = 0;
+    for (uint64_t seed = 1; seed <= 200; seed++) {
+        struct problem p;
+        struct plan_inputs in;
+        struct plan *plan = NULL;
+        struct err e = {0};
+        struct buf text = {0}, again = {0};
+        size_t line;
+        const struct plan_opts o = {.goal = (enum plan_goal)(seed % 4)};
+        problem_random(&p, seed, 5, 7, GEN_REQUEST | (seed % 3 ? 0 : GEN_DAG));
+        int rc = plan_solve_kept(p.c, p.m, p.has_request ? &p.r : NULL, &o, &plan, &e);
+        assert_true(rc == ST_OK || rc == ST_EINFEASIBLE);
+        if (rc == ST_OK) {
+            kept++;
+            assert_non_null(plan->inputs);
+            assert_int_equal(plan_to_json(plan, &text), ST_OK);
+            assert_int_equal(plan_inputs_from_json(plan->inputs, strlen(plan->inputs), &in, &e), ST_OK);
+            if (plan_inputs_again(&in, buf_cstr(&text), text.len, &line, &e) != ST_OK)
+                fail_msg("seed %llu: %s", (unsigned long long)seed, e.text);
+            assert_int_equal(plan_inputs_to_json(in.c, in.m, &in.r, in.goal, &again), ST_OK);
+            assert_string_equal(buf_cstr(&again), plan->inputs);
+            in.c->devices[0].memory_bytes *= 1.5; /* other inputs, another plan */
+            text.data[text.len / 2] ^= 1;
+            assert_int_equal(plan_inputs_again(&in, buf_cstr(&text), text.len, &line, &e), ST_ECONFLICT);
+            plan_inputs_fini(&in);
+        }
+        plan_free(plan);
+        problem_fini(&p);
+        buf_fini(&text);
+        buf_fini(&again);
+    }
+    assert_true(kept > 100);
+}
+
+static void test_inputs_refused(void **s)
+{
+    static const struct {
+        const char *text, *says;
+    } t[] = {
+        {"", "inputs"},
+        {"{}", "schema"},
+        {"{\"schema\":\"strata.plan-inputs.v1\"}", "goal"},
+        {"{\"schema\":\"strata.plan-inputs.v1\",\"goal\":\"fast\"}", "goal"},
+        {"{\"schema\":\"strata.plan-inputs.v1\",\"goal\":\"memory\"}", "cluster"},
+        {"{\"schema\":\"strata.plan-inputs.v1\",\"goal\":\"memory\",\"cluster\":{},\"x\":1}", "x"},
+    };
+    (void)s;
+    for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
+        struct plan_inputs in;
+        struct err e = {0};
+        assert_true(plan_inputs_from_json(t[i].text, strlen(t[i].text), &in, &e) < 0);
+        assert_non_null(strstr(e.text, t[i].says));
+        assert_null(in.c);
+    }
+}
+
 static void test_round_trip(void **s)
 {
     (void)s;
@@ -270,6 +331,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_worked_example), cmocka_unit_test(test_round_trip),
+        cmocka_unit_test(test_kept_inputs),    cmocka_unit_test(test_inputs_refused),
         cmocka_unit_test(test_mutations),      cmocka_unit_test(test_reader_refuses),
         cmocka_unit_test(test_check_request),
     };

@@ -204,7 +204,8 @@ static void handler(struct rpc_call *call, const ProtobufCMessage *req, void *ar
 
 #define PLANS "strata.v1.Plans"
 #define GOOD                                                                                                 \
-    {PLANS, "Cluster", 0, handler},                                                                          \
+    {PLANS, "Cluster", 0, handler}, {PLANS, "Calibrate", RPC_SERVER_STREAM, handler},                        \
+        {PLANS, "Inputs", 0, handler},                                                                       \
     {                                                                                                        \
         PLANS, "Show", 0, handler                                                                            \
     }
@@ -213,17 +214,20 @@ static void test_table(void **state)
 {
     static const ProtobufCServiceDescriptor *const svc[] = {&strata__v1__plans__descriptor};
     static const struct {
-        struct rpc_method m[4];
+        struct rpc_method m[6];
         size_t n;
         const char *says; /* NULL = accepted */
     } t[] = {
-        {{GOOD}, 2, NULL},
+        {{GOOD}, 4, NULL},
         {{{PLANS, "Show", 0, handler}}, 1, "strata.v1.Plans.Cluster is declared and has no handler"},
-        {{GOOD, {PLANS, "Erase", 0, handler}}, 3, "strata.v1.Plans.Erase has a handler and is not declared"},
-        {{GOOD, {"strata.v1.Jobs", "Get", 0, handler}}, 3, "strata.v1.Jobs.Get"},
-        {{GOOD, {PLANS, "Show", 0, handler}}, 3, "strata.v1.Plans.Show has two handlers"},
-        {{{PLANS, "Cluster", 0, handler}, {PLANS, "Show", 0, NULL}},
-         2,
+        {{GOOD, {PLANS, "Erase", 0, handler}}, 5, "strata.v1.Plans.Erase has a handler and is not declared"},
+        {{GOOD, {"strata.v1.Jobs", "Get", 0, handler}}, 5, "strata.v1.Jobs.Get"},
+        {{GOOD, {PLANS, "Show", 0, handler}}, 5, "strata.v1.Plans.Show has two handlers"},
+        {{{PLANS, "Cluster", 0, handler},
+          {PLANS, "Calibrate", RPC_SERVER_STREAM, handler},
+          {PLANS, "Inputs", 0, handler},
+          {PLANS, "Show", 0, NULL}},
+         4,
          "strata.v1.Plans.Show has no handler"},
         {{{PLANS, "", 0, handler}}, 0, "has no handler"},
     };
@@ -253,7 +257,7 @@ static void test_join(void **state)
 {
     static const ProtobufCServiceDescriptor *const plans[] = {&strata__v1__plans__descriptor},
                                                    *const audit[] = {&strata__v1__audit__descriptor};
-    static const struct rpc_method p[] = {{PLANS, "Cluster", 0, handler}, {PLANS, "Show", 0, handler}},
+    static const struct rpc_method p[] = {GOOD},
                                    q[] = {{"strata.v1.Audit", "Query", 0, handler},
                                           {"strata.v1.Audit", "Tail", RPC_SERVER_STREAM, handler}};
     struct rpc_table *a, *b, *c;
@@ -261,9 +265,9 @@ static void test_join(void **state)
     int one, two;
     void *arg = NULL;
     (void)state;
-    assert_int_equal(rpc_table_new(&a, plans, 1, p, 2, &one, &e), ST_OK);
+    assert_int_equal(rpc_table_new(&a, plans, 1, p, sizeof p / sizeof *p, &one, &e), ST_OK);
     assert_int_equal(rpc_table_new(&b, audit, 1, q, 2, &two, &e), ST_OK);
-    assert_int_equal(rpc_table_new(&c, plans, 1, p, 2, &two, &e), ST_OK);
+    assert_int_equal(rpc_table_new(&c, plans, 1, p, sizeof p / sizeof *p, &two, &e), ST_OK);
     assert_int_equal(rpc_table_join(a, b, &e), ST_OK);
     assert_non_null(rpc_table_find(a, "strata.v1.Audit", "Tail", &arg));
     assert_ptr_equal(arg, &two);

@@ -167,6 +167,14 @@ static int see_request(void *arg, const struct store_request *q)
     return 0;
 }
 
+static int see_calibration(void *arg, const struct store_calibration *r)
+{
+    assert_string_equal(r->device, "dione/cuda:0");
+    assert_true(r->memory == 0.5 && r->compute == 1.25 && r->updated_us == 3);
+    ++*(unsigned *)arg;
+    return 0;
+}
+
 static void everything_survives_reopening(void **state)
 {
     struct rig *r = *state;
@@ -222,8 +230,14 @@ static void everything_survives_reopening(void **state)
     l.layer = "blk.1";
     store_txn_layer_put(t, &l);
     store_txn_layer_delete(t, "j1", "blk.1", "dione/cuda:0");
-    store_txn_plan_put(
-        t, &(struct store_plan){.id = "p1", .job = "j1", .goal = "latency", .doc = "{}", .doc_len = 2});
+    store_txn_plan_put(t, &(struct store_plan){.id = "p1",
+                                               .job = "j1",
+                                               .goal = "latency",
+                                               .doc = "{}",
+                                               .doc_len = 2,
+                                               .inputs = "made of this",
+                                               .inputs_len = 12,
+                                               .created_us = 7});
     store_txn_request_put(
         t, &(struct store_request){.principal = "user/alice", .request_id = "old", .created_us = 1});
     store_txn_requests_expire(t, 2);
@@ -233,11 +247,28 @@ static void everything_survives_reopening(void **state)
                                                      .response = "resp",
                                                      .response_len = 4,
                                                      .created_us = 2});
+    const char *const calibrated[] = {"dion/cuda:0", "dione/cuda:0", "dione2/cuda:0"};
+    for (int i = 0; i < 3; i++)
+        store_txn_calibration_put(t, &(struct store_calibration){calibrated[i], 0.5, 1.25, 3});
+    store_txn_calibrations_forget(t, "dion");
+    store_txn_calibrations_forget(t, "dione2");
     store_txn_meta_put(t, "cluster", "one");
     store_txn_meta_put(t, "cluster", "two");
     struct audit_event ev = event("j1");
     store_txn_event(t, &ev);
     assert_int_equal(submit_wait(r->s, r->port, t, &e), ST_OK);
+    struct buf piece = {0};
+    uint64_t total = 0;
+    int64_t made = 0;
+    assert_int_equal(store_plan_inputs(r->s, "j1", 5, 2, &piece, &total, &made, &e), ST_OK);
+    assert_int_equal(store_plan_inputs(r->s, "j1", 8, 99, &piece, &total, &made, &e), ST_OK);
+    assert_string_equal(buf_cstr(&piece), "ofthis");
+    assert_int_equal(total, 12);
+    assert_int_equal(made, 7);
+    assert_int_equal(store_plan_inputs(r->s, "j1", UINT64_MAX / 4, 9, &piece, &total, &made, &e), ST_OK);
+    assert_int_equal(piece.len, 6);
+    assert_int_equal(store_plan_inputs(r->s, "j2", 0, 9, &piece, &total, &made, &e), ST_ENOENT);
+    buf_fini(&piece);
     rig_reopen(r);
     unsigned seen = 0;
     assert_int_equal(store_load_policies(r->s, see_policy, &seen, &e), ST_OK);
@@ -248,7 +279,8 @@ static void everything_survives_reopening(void **state)
     assert_int_equal(store_load_layers(r->s, see_layer, &seen, &e), ST_OK);
     assert_int_equal(store_load_plans(r->s, see_plan, &seen, &e), ST_OK);
     assert_int_equal(store_load_requests(r->s, see_request, &seen, &e), ST_OK);
-    assert_int_equal(seen, 8);
+    assert_int_equal(store_load_calibrations(r->s, see_calibration, &seen, &e), ST_OK);
+    assert_int_equal(seen, 9);
     char value[16];
     assert_int_equal(store_load_meta(r->s, "cluster", value, sizeof value, &e), ST_OK);
     assert_string_equal(value, "two");
